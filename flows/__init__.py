@@ -1,0 +1,1 @@
+"""Prefect flows: one a deployment, each a thin layer over ``pipeline.stages``."""

@@ -1,0 +1,1 @@
+"""The stages: documents, prompts, shards of activations, an autoencoder, findings, a report."""
