@@ -1,0 +1,1 @@
+"""Artifacts and shards on disk: what makes them, names them, checks them and reads them back. Needs no torch."""

@@ -1,0 +1,325 @@
+"""The artifact store: find, or else stage, resume and commit; then resolve names, list, verify.
+
+Layout under the root::
+
+    sparsemill-store.json                    marks the folder as a store
+    <stage>/<id>/manifest.json, run.json, ...  a committed artifact: readers look at nothing else
+    .staging/<id>/files/, journal.jsonl      an artifact in the making (storage.staging)
+    .locks/<id>                              held (flock) by the process that makes it
+    .tags/<name>                             a person's name for an artifact
+
+Commit: all files fsynced, ``run.json``, the manifest last, then one rename of ``files/`` to ``<stage>/<id>``, and an
+fsync of the folder: after a crash at any point the artifact is either complete or absent, and the journal says what
+need not be computed again. Finding an artifact costs one read of its manifest. Rejected: a database (a second truth
+beside the folder, and sharing is copying folders), a lease with a timeout (a stopped process would lose its lock).
+"""
+
+import json
+import os
+import platform
+import re
+import socket
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Literal, cast
+
+from storage import atomic
+from storage.artifact import Artifact, Problem, open_folder, verify
+from storage.errors import (
+    AmbiguousReference,
+    ArtifactNotFound,
+    CorruptArtifact,
+    InputError,
+    NotAStore,
+    UnsupportedFormat,
+)
+from storage.fingerprint import Json, canonical_json
+from storage.manifest import FORMAT_VERSION, MANIFEST_NAME, RUN_NAME, Manifest, Parent, Spec, is_id, stage_of
+from storage.staging import Staging
+
+__all__ = ["Artifact", "ArtifactStore", "Made", "Parent", "Problem", "Result", "Spec", "Staging"]
+
+MARKER_NAME = "sparsemill-store.json"
+LATEST = "latest"
+
+_TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")
+_HEX = re.compile(r"[0-9a-f]{1,12}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage returns beside the files it staged.
+
+    Attributes:
+        stats: figures for the manifest; equal for equal specs and numerics, so no clock and no speed.
+    """
+
+    stats: Mapping[str, Json]
+
+
+@dataclass(frozen=True)
+class Made:
+    """An artifact, and how it came about: computed now, found, or continued from an interrupted run's journal."""
+
+    artifact: Artifact
+    status: Literal["made", "cached", "resumed"]
+
+
+class ArtifactStore:
+    """The artifacts under one root folder.
+
+    Args:
+        root: the store's folder; created, with its marker, when first written to.
+
+    Raises:
+        NotAStore: the folder holds something else, or is a file.
+        UnsupportedFormat: a store of another format version.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._check_root()
+
+    def find(self, spec: Spec) -> Artifact | None:
+        """The committed artifact of a spec, or None; never computes."""
+        folder = self._folder(spec.id)
+        return open_folder(folder) if (folder / MANIFEST_NAME).is_file() else None
+
+    def open(self, artifact_id: str) -> Artifact:
+        """The artifact of a full id.
+
+        Raises:
+            ArtifactNotFound: there is none.
+            CorruptArtifact: its manifest is damaged.
+        """
+        folder = self._folder(artifact_id)
+        if not (folder / MANIFEST_NAME).is_file():
+            raise ArtifactNotFound("no such artifact", where=self.root, found=artifact_id)
+        return open_folder(folder)
+
+    def list(self, stage: str | None = None) -> list[Artifact]:
+        """All artifacts, or those of one stage, newest first."""
+        return [self.open(artifact_id) for artifact_id in self.ids(stage)]
+
+    def ids(self, stage: str | None = None) -> "list[str]":
+        """Ids of all artifacts, or of one stage, newest first, without reading their manifests."""
+        manifests = self.root.glob(f"{stage or '[a-z]*'}/*/{MANIFEST_NAME}")
+        found = [(path.stat().st_mtime_ns, path.parent.name) for path in manifests if is_id(path.parent.name)]
+        return [artifact_id for _, artifact_id in sorted(found, reverse=True)]
+
+    def resolve(self, reference: str, *, stage: str | None = None) -> Artifact:
+        """The artifact that a person means.
+
+        Args:
+            reference: ``latest``, a tag, an id or the unique beginning of one (with or without its stage), or the path
+                of an artifact's folder, here or elsewhere.
+            stage: only artifacts of this stage count.
+
+        Raises:
+            ArtifactNotFound: none answers to it.
+            AmbiguousReference: several ids begin so.
+        """
+        if "://" in reference:
+            raise InputError("a remote reference cannot be opened from a local store", found=reference)
+        if "/" in reference or reference.startswith((".", "~")):
+            artifact = open_folder(Path(reference).expanduser())
+        else:
+            artifact = self.open(self._resolve_id(reference, stage))
+        if stage is not None and artifact.stage != stage:
+            raise ArtifactNotFound(
+                "the reference names an artifact of another stage", where=reference, found=artifact.id, expected=stage
+            )
+        return artifact
+
+    def tag(self, name: str, artifact: Artifact) -> None:
+        """Gives an artifact of this store a name, moving it from the one that had it."""
+        if _TAG.fullmatch(name) is None or name == LATEST or is_id(name):
+            raise InputError("not a usable tag", found=repr(name), expected="letters, digits, '.', '_', '-'; not an id")
+        self.open(artifact.id)
+        self._create()
+        folder = self.root / ".tags"
+        atomic.make_folder(folder)
+        atomic.replace_file(folder / name, canonical_json({"id": artifact.id}))
+
+    def tags(self) -> dict[str, str]:
+        """Artifact ids by tag, sorted."""
+        paths = sorted(path for path in (self.root / ".tags").glob("*") if _TAG.fullmatch(path.name))
+        return {path.name: self._read_tag(path) for path in paths}
+
+    def parent(self, artifact: Artifact, role: str) -> Artifact:
+        """The artifact of this store that another was made from, checked to be the very one.
+
+        Raises:
+            ArtifactNotFound: there is no such role, or the parent is not in this store.
+            CorruptArtifact: the parent's manifest is not the one that the child was made from.
+        """
+        if role not in artifact.parents:
+            roles = ", ".join(artifact.parents) or "none"
+            raise ArtifactNotFound("no parent in this role", where=artifact.id, found=role, expected=roles)
+        expected = artifact.parents[role]
+        parent = self.open(expected.id)
+        if parent.manifest_sha256 != expected.manifest_sha256:
+            raise CorruptArtifact(
+                f"{artifact.id} was made from another {parent.id}",
+                where=parent.folder,
+                found=f"manifest {parent.manifest_sha256}",
+                expected=expected.manifest_sha256,
+            )
+        return parent
+
+    def verify(self, artifact: Artifact, on_progress: Callable[[int, int], None] | None = None) -> "list[Problem]":
+        """Compares every file of an artifact with its manifest, and reports missing and extra files.
+
+        Args:
+            artifact: what to check.
+            on_progress: called with (bytes done, bytes in all).
+        """
+        return verify(artifact, on_progress)
+
+    def make(
+        self,
+        spec: Spec,
+        produce: Callable[[Staging], Result],
+        *,
+        provenance: Mapping[str, Json],
+        on_wait: Callable[[], None] | None = None,
+    ) -> Made:
+        """Finds the artifact of a spec, or makes it, continuing what an interrupted process left.
+
+        Args:
+            spec: the question.
+            produce: stages the files; units that ``staging.finished`` names are there already and must be skipped.
+            provenance: what the bytes depend on beside the spec. Work begun under another provenance is thrown away,
+                so that no artifact mixes two.
+            on_wait: called if another process is making the same artifact, before waiting for it.
+        """
+        found = self.find(spec)
+        if found is not None:
+            return Made(found, "cached")
+        with self._lock(spec.id, on_wait):
+            found = self.find(spec)
+            if found is not None:
+                atomic.remove_tree(self._staging_folder(spec.id))
+                return Made(found, "cached")
+            return self._stage_and_commit(spec, produce, provenance)
+
+    def _stage_and_commit(
+        self, spec: Spec, produce: Callable[[Staging], Result], provenance: Mapping[str, Json]
+    ) -> Made:
+        started, clock = datetime.now(UTC), monotonic()
+        staging = Staging(self._staging_folder(spec.id), spec, provenance)
+        status: Literal["made", "resumed"] = "resumed" if staging.finished else "made"
+        result = produce(staging)
+        manifest = Manifest(spec, staging.seal(), result.stats, provenance)
+        run: dict[str, Json] = {
+            "started": started.isoformat(),
+            "finished": datetime.now(UTC).isoformat(),
+            "seconds": round(monotonic() - clock, 3),
+            "status": status,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "python": platform.python_version(),
+        }
+        atomic.replace_file(staging.folder / RUN_NAME, canonical_json(run))
+        atomic.replace_file(staging.folder / MANIFEST_NAME, manifest.to_bytes())
+        folder = self._folder(spec.id)
+        atomic.make_folder(folder.parent)
+        if folder.exists():  # without a manifest, as find() found none: what is left of a removed artifact
+            atomic.remove_tree(folder)
+        atomic.rename(staging.folder, folder)
+        atomic.remove_tree(self._staging_folder(spec.id))
+        return Made(open_folder(folder), status)
+
+    @contextmanager
+    def _lock(self, artifact_id: str, on_wait: Callable[[], None] | None) -> Generator[None]:
+        self._create()
+        folder = self.root / ".locks"
+        atomic.make_folder(folder)
+        with atomic.exclusive_lock(folder / artifact_id, on_wait=on_wait):
+            yield
+
+    def _folder(self, artifact_id: str) -> Path:
+        return self.root / stage_of(artifact_id) / artifact_id
+
+    def _staging_folder(self, artifact_id: str) -> Path:
+        return self.root / ".staging" / artifact_id
+
+    def _resolve_id(self, reference: str, stage: str | None) -> str:
+        if is_id(reference):
+            return reference
+        if reference == LATEST:
+            newest = self.ids(stage)
+            if not newest:
+                raise ArtifactNotFound(f"no {stage or 'artifact'} yet", where=self.root, found=reference)
+            return newest[0]
+        tag = self.root / ".tags" / reference
+        if _TAG.fullmatch(reference) and tag.is_file():
+            return self._read_tag(tag)
+        return self._resolve_prefix(reference, stage)
+
+    def _resolve_prefix(self, reference: str, stage: str | None) -> str:
+        def answers(artifact_id: str) -> bool:
+            digits = artifact_id.rpartition("-")[2]
+            return artifact_id.startswith(reference) or (
+                _HEX.fullmatch(reference) is not None and digits.startswith(reference)
+            )
+
+        matches = sorted(filter(answers, self.ids(stage))) if reference else []
+        if not matches:
+            what = "no artifact answers to this name" if stage is None else f"no {stage} artifact answers to this name"
+            known = ", ".join([LATEST, *self.tags(), *self.ids(stage)[:5]])
+            raise ArtifactNotFound(what, where=self.root, found=repr(reference), expected=f"one of {known}, ...")
+        if len(matches) > 1:
+            raise AmbiguousReference(
+                "several artifacts answer to this name",
+                where=self.root,
+                found=", ".join(matches),
+                expected="one",
+                remedy="give more of the id",
+            )
+        return matches[0]
+
+    def _read_tag(self, path: Path) -> str:
+        try:
+            artifact_id = cast("dict[str, str]", json.loads(path.read_bytes()))["id"]
+            stage_of(artifact_id)
+        except (ValueError, KeyError, TypeError, InputError) as error:
+            raise CorruptArtifact("not a tag", where=path, remedy="tag the artifact again") from error
+        return artifact_id
+
+    def _check_root(self) -> None:
+        # Looked at before the marker: a process that creates the store at this moment writes the marker first.
+        foreign = self.root.exists() and (not self.root.is_dir() or any(map(_is_foreign, self.root.iterdir())))
+        marker = self.root / MARKER_NAME
+        if marker.is_file():
+            try:
+                found = cast("dict[str, Json]", json.loads(marker.read_bytes()))["format_version"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise NotAStore("the store's marker cannot be read", where=marker) from error
+            if found != FORMAT_VERSION:
+                raise UnsupportedFormat(
+                    "store of another format", where=self.root, found=f"version {found}", expected=FORMAT_VERSION
+                )
+        elif foreign:
+            raise NotAStore(
+                "not an artifact store",
+                where=self.root,
+                found="other files" if self.root.is_dir() else "a file",
+                expected=f"an empty or missing folder, or one with {MARKER_NAME}",
+                remedy="choose another folder",
+            )
+
+    def _create(self) -> None:
+        if not (self.root / MARKER_NAME).is_file():
+            self._check_root()
+            atomic.make_folder(self.root)
+            atomic.replace_file(self.root / MARKER_NAME, canonical_json({"format_version": FORMAT_VERSION}))
+
+
+def _is_foreign(path: Path) -> bool:
+    # The marker's own temporary file is not, as two processes may create one store at once; nor is a disk's lost+found.
+    return path.name != "lost+found" and not path.name.startswith(f".{MARKER_NAME}.")

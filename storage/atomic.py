@@ -1,0 +1,253 @@
+"""The only module that changes the disk: write, fsync, rename, lock; each step can be watched or made to fail.
+
+A *replaced* file is written under a temporary name, fsynced, renamed over the old one, and its folder fsynced: a
+reader sees the old bytes or the new, also after a power cut. A *written* file is neither fsynced nor renamed: it is
+for staging folders, whose files count only once a journal names their hashes, and :func:`sync_files` makes a batch of
+them durable.
+Rejected: a temporary name for every staged file (one more rename and directory entry a shard, and no gain).
+
+Each step calls the fault hook, if one is set, with (operation, path) before it happens; a test's hook may raise or kill
+the process. A full disk, quota or file-size limit becomes :class:`StorageFull`; other ``OSError`` pass unchanged. An
+fsync that failed is never retried: after it the kernel may already have dropped the dirty pages.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.errors import StorageFull
+
+FaultHook: TypeAlias = Callable[[str, Path], None]
+"""Called with (operation, path) before each change; the operations are named in this module's functions."""
+
+Data: TypeAlias = "bytes | bytearray | memoryview | npt.NDArray[np.generic]"
+"""Bytes, or a C-contiguous array written as its bytes."""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class _Hook:
+    """Holds the process's fault hook; a class so that setting it needs no ``global``."""
+
+    current: FaultHook | None = None
+
+
+def set_fault_hook(hook: FaultHook | None) -> FaultHook | None:
+    """Sets the hook that sees every change of the disk before it happens, for tests; returns the one before."""
+    previous, _Hook.current = _Hook.current, hook
+    return previous
+
+
+@contextmanager
+def _step(operation: str, path: Path) -> Generator[None]:
+    """Surrounds one change of the disk: the hook before it, and a full disk's error made ours."""
+    try:
+        if _Hook.current is not None:
+            _Hook.current(operation, path)
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StorageFull(
+            f"writing failed: {os.strerror(error.errno)}",
+            where=path,
+            needed_bytes=0,
+            free_bytes=free_bytes(path),
+            remedy="free some space and run the same command again: it continues where it stopped",
+        ) from error
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this user may still write on the file system that holds (or would hold) ``path``."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    stats = os.statvfs(existing)
+    return stats.f_bavail * stats.f_frsize
+
+
+def require_free(path: Path, needed_bytes: int) -> None:
+    """Checks that the file system of ``path`` has room, before work starts; ``path`` need not exist.
+
+    Raises:
+        StorageFull: it has less than ``needed_bytes`` free.
+    """
+    free = free_bytes(path)
+    if free < needed_bytes:
+        raise StorageFull(
+            "not enough disk space",
+            where=path,
+            needed_bytes=needed_bytes,
+            free_bytes=free,
+            remedy="free some space, choose another folder, or store less (fewer tokens, or encoding uint8)",
+        )
+
+
+def make_folder(path: Path, *, durable: bool = True) -> None:
+    """Creates a folder and its missing parents. Operations: ``mkdir`` and, where durable, ``fsync-folder``."""
+    if path.is_dir():
+        return
+    make_folder(path.parent, durable=durable)
+    with _step("mkdir", path):
+        path.mkdir(exist_ok=True)
+    if durable:
+        sync_folder(path.parent)
+
+
+def write_file(path: Path, pieces: Iterable[Data]) -> None:
+    """Writes a file from its pieces in order, replacing what was there; not atomic, not yet durable.
+
+    Operations: ``open``, ``write``, ``close``.
+    """
+    with _step("open", path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        _write_all(descriptor, pieces, path)
+    finally:
+        _close(descriptor, path)
+
+
+def replace_file(path: Path, data: Data) -> None:
+    """Writes a file so that a reader, or a crash, finds the old bytes or the new ones, never a mixture.
+
+    Operations: ``open``, ``write``, ``close``, ``fsync``, ``rename``, ``fsync-folder``.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        write_file(temporary, [data])
+        _sync(temporary)
+        rename(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def append_durably(path: Path, data: bytes) -> None:
+    """Appends to a file, created where missing, and fsyncs it. Operations: ``append``, ``write``, ``fsync``, ``close``.
+
+    A crash may leave a part of ``data`` at the end: the reader of the file must recognise a torn record.
+    """
+    created = not path.exists()
+    with _step("append", path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        _write_all(descriptor, [data], path)
+        with _step("fsync", path):
+            os.fsync(descriptor)
+    finally:
+        _close(descriptor, path)
+    if created:
+        sync_folder(path.parent)
+
+
+def sync_files(paths: Iterable[Path], *, top: Path) -> None:
+    """Makes written files durable, with all folders from theirs up to ``top``, which contains them.
+
+    Operations: ``fsync``, ``fsync-folder``.
+    """
+    folders: set[Path] = set()
+    for path in paths:
+        _sync(path)
+        folders.update(folder for folder in path.parents if folder.is_relative_to(top))
+    for folder in sorted(folders):
+        sync_folder(folder)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes a folder's entries durable. Operation: ``fsync-folder``."""
+    _fsync_path("fsync-folder", path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Renames within one file system, durably. Operations: ``rename``, ``fsync-folder``."""
+    with _step("rename", source):
+        source.rename(target)
+    sync_folder(target.parent)
+    if source.parent != target.parent:
+        sync_folder(source.parent)
+
+
+def link(source: Path, target: Path) -> None:
+    """Gives a file a second name on the same file system, so that its bytes are kept once. Operation: ``link``."""
+    with _step("link", target):
+        target.hardlink_to(source)
+
+
+def remove_file(path: Path) -> None:
+    """Removes a file if it is there. Operation: ``unlink``."""
+    with _step("unlink", path):
+        path.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder and all in it, if it is there. Operation: ``rmtree``, once for the whole tree."""
+    with _step("rmtree", path):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path)
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, on_wait: Callable[[], None] | None = None) -> Generator[None]:
+    """Holds the lock file ``path`` for the ``with`` block, waiting for whoever holds it. Operation: ``lock``.
+
+    The kernel frees a dead holder's lock, whatever the file says, so nothing ever has to decide whether a lock is
+    stale; the file itself stays behind, as removing it would let two processes lock two files of one name.
+
+    Args:
+        path: the lock file, created where missing; its folder must exist.
+        on_wait: called once if the lock is held by another.
+    """
+    with _step("lock", path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, pieces: Iterable[Data], path: Path) -> None:
+    for piece in pieces:
+        view = memoryview(cast("bytes", piece))  # numpy 2.2's types do not say that an array is a buffer
+        view = view.cast("B") if view.nbytes else memoryview(b"")
+        with _step("write", path):
+            while view:
+                view = view[os.write(descriptor, view) :]
+
+
+def _close(descriptor: int, path: Path) -> None:
+    try:
+        with _step("close", path):
+            pass
+    finally:
+        os.close(descriptor)  # some file systems report a failed write only here
+
+
+def _sync(path: Path) -> None:
+    _fsync_path("fsync", path, os.O_RDONLY)
+
+
+def _fsync_path(operation: str, path: Path, flags: int) -> None:
+    with _step(operation, path):
+        descriptor = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,94 @@
+"""One lane's chunks in memory: loaded ahead of their stage by an executor, gathered from in the lane's order.
+
+Memory is a ring of chunk slots: chunks come and go in the order of the lane's list, so the chunk at place i lies in
+slot i mod slots, written there by the read itself. A batch's rows are gathered from the ring by one ``numpy.take`` an
+array, so each row is copied once between the page cache's copy and the batch. When a stage begins, the chunks of the
+next are asked for, into the slots that have become free. Rejected: a pool of rows whose slots are refilled row by row
+(half the memory, but every row copied once more).
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.chunks import ChunkFiles
+from storage.order import LaneOrder
+
+_CHUNKS_A_TASK = 4
+
+
+class LanePool:
+    """Hands out the rows of a lane in its order.
+
+    Args:
+        files: where the chunks are.
+        lane: the order.
+        names: of the arrays wanted.
+        executor: reads chunks.
+    """
+
+    def __init__(self, files: ChunkFiles, lane: LaneOrder, names: Sequence[str], executor: Executor):
+        self._files = files
+        self._lane = lane
+        self._executor = executor
+        self._slots = lane.held_chunks()
+        self._ring = {
+            name: np.empty((self._slots, lane.chunk_rows, *files.arrays[name].row_shape), files.arrays[name].dtype)
+            for name in names
+        }
+        self._stage = -1
+        self._asked = 0  # chunks before this place were asked for, or are not needed any more
+        self._pending: deque[tuple[int, Future[None]]] = deque()  # (first place, read)
+        self._order = np.empty(0, np.int64)  # of the stage: rows of the ring
+
+    def begin(self, row: int) -> None:
+        """Asks for the chunks that the ``row``-th row of the lane's order needs, without waiting."""
+        first, end = self._lane.stage_chunks(self._lane.stage_of(row))
+        self._ask(first, end)
+
+    def take(self, start: int, end: int, out: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Copies rows of the lane's order; each call starts where the last one ended, or later.
+
+        Args:
+            start: first row.
+            end: after the last row.
+            out: by array name, (end - start, *row_shape), overwritten.
+        """
+        done = 0
+        while start + done < end:
+            stage = self._lane.stage_of(start + done)
+            self._enter(stage)
+            first = start + done - self._lane.stage_start(stage)
+            picked = self._order[first : first + end - start - done]
+            for name, ring in self._ring.items():
+                rows = ring.reshape(-1, *ring.shape[2:])
+                # mode "clip": with the default numpy would gather into a buffer of its own first.
+                np.take(rows, picked, axis=0, out=out[name][done : done + len(picked)], mode="clip")
+            done += len(picked)
+
+    def _enter(self, stage: int) -> None:
+        if stage == self._stage:
+            return
+        first, end = self._lane.stage_chunks(stage)
+        self._ask(first, end)
+        places, rows = self._lane.locate(self._lane.stage_order(stage))
+        self._order = places % self._slots * self._lane.chunk_rows + rows
+        while self._pending and self._pending[0][0] < end:
+            self._pending.popleft()[1].result()
+        if stage < self._lane.last_stage:
+            self._ask(first, min(first + self._slots, self._lane.stage_chunks(stage + 1)[1]))
+        self._stage = stage
+
+    def _ask(self, first: int, end: int) -> None:
+        for place in range(max(self._asked, first), end, _CHUNKS_A_TASK):
+            stop = min(place + _CHUNKS_A_TASK, end)
+            self._pending.append((place, self._executor.submit(self._load, place, stop)))
+        self._asked = max(self._asked, end)
+
+    def _load(self, place: int, stop: int) -> None:
+        for i in range(place, stop):
+            for name, ring in self._ring.items():
+                self._files.read_into(name, int(self._lane.chunks[i]), ring[i % self._slots])

@@ -1,0 +1,385 @@
+"""Shards -> shuffled batches: prefetched, resumable, checked; also in order, and by (prompt, position).
+
+The order is a pure function (storage.order); lanes hold their chunks in memory (storage.pool); chunks are read
+straight from the shard files and always checked (storage.chunks); batches are made ahead in a thread
+(storage.prefetch). Rows are gathered in the stored dtype and cast to float32 last. Memory: about twice the pool's
+rows in the stored dtype, a W-th of it on each of W ranks, and the prefetched batches. Rejected for the hot path:
+zarr-python, zarrs and tensorstore, which all read the files as well, but copy each chunk more often.
+"""
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.artifact import Artifact
+from storage.chunks import ChunkFiles
+from storage.encoding import Codes, Floats, decode
+from storage.errors import ConfigError, CorruptArtifact, InputError, UnsupportedFormat
+from storage.fingerprint import Json
+from storage.lookup import RowLookup
+from storage.manifest import FORMAT_VERSION, FileRecord
+from storage.order import BatchOrder, EpochOrder, ReadState
+from storage.pool import LanePool
+from storage.prefetch import Prefetched
+from storage.shards import GROUP_NAME, Layout
+from storage.zarr_files import METADATA_NAME
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+__all__ = ["Batch", "BatchOrder", "ReadState", "ShardReader"]
+
+_Columns = dict[str, npt.NDArray[np.generic]]
+
+_BEGINNING = ReadState(0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows of a store.
+
+    Attributes:
+        rows: activations, float32 (b, d_in).
+        prompt: prompt number in the tokens artifact of each row, int32 (b,).
+        position: position in its prompt of each row, int32 (b,).
+        state: where the reader is after this batch.
+    """
+
+    rows: Floats
+    prompt: npt.NDArray[np.int32]
+    position: npt.NDArray[np.int32]
+    state: ReadState
+
+
+class ShardReader:
+    """Reads an activation store; cheap to pickle, so that workers can open it too.
+
+    Args:
+        folder: of the artifact.
+        artifact_id: named in errors.
+        group: folder of the Zarr group within it.
+        records: the files of the artifact by name, from its manifest, to check the small files against.
+        threads: that read chunks.
+
+    Raises:
+        CorruptArtifact: metadata is damaged, or a shard is missing or one too many.
+        UnsupportedFormat: a store of another format version.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        artifact_id: str,
+        *,
+        group: str = GROUP_NAME,
+        records: Mapping[str, FileRecord] | None = None,
+        threads: int = 2,
+    ):
+        self.folder = folder
+        self.artifact_id = artifact_id
+        self.group = group
+        self.threads = threads
+        self._records = records
+        self.layout = self._read_layout()
+        own = None if records is None else {n.removeprefix(f"{group}/"): r for n, r in records.items()}
+        self._files = ChunkFiles(folder / group, self.layout.arrays(), artifact_id, own)
+        self._lookup = RowLookup(self.layout)
+        self._check_arrays()
+        self._files.check_listing()
+
+    @classmethod
+    def of(cls, artifact: Artifact, *, group: str = GROUP_NAME, threads: int = 2) -> "ShardReader":
+        """A reader of a committed artifact, checked against its manifest."""
+        return cls(artifact.folder, artifact.id, group=group, records=artifact.manifest.files, threads=threads)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_reopen, (self.folder, self.artifact_id, self.group, self._records, self.threads))
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the store."""
+        return self.layout.n_rows
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        return self.layout.d_in
+
+    @property
+    def positions(self) -> int:
+        """Harvested positions a prompt."""
+        return self.layout.positions
+
+    def batches_per_epoch(self, order: BatchOrder) -> int:
+        """Batches of one epoch, the last, short one included."""
+        return self._epoch(order, 0).n_batches
+
+    def pool_bytes(self, order: BatchOrder, *, world: int = 1) -> int:
+        """Memory that a rank's pools take, prefetched batches aside."""
+        names = self._names(("activations", "prompt", "position"))
+        chunk_bytes = sum(self._files.arrays[name].chunk_bytes for name in names)
+        return chunk_bytes * sum(lane.held_chunks() for lane in self._epoch(order, 0).lanes(0, world))
+
+    def batches(
+        self,
+        order: BatchOrder,
+        *,
+        start: ReadState = _BEGINNING,
+        rank: int = 0,
+        world: int = 1,
+        prefetch: int = 2,
+    ) -> Prefetched[Batch]:
+        """Shuffled batches, epoch after epoch without end.
+
+        Each row comes once an epoch. All batches of an epoch but the last have ``order.batch_rows`` rows, over all
+        ranks together; the last has what is left, split evenly to within a row a lane, so that a rank's part may be
+        empty.
+
+        Args:
+            order: what the order depends on.
+            start: the state of the batch before the first wanted.
+            rank: of this process among those that share the batches.
+            world: how many share them; divides ``order.lanes``.
+            prefetch: batches made ahead in a thread; 0 makes each when asked for. Never changes a batch.
+
+        Returns:
+            An iterator; close it, or use it in a ``with`` block, to stop its threads at once.
+        """
+        self._check_start(order, start, rank, world)
+        return Prefetched(self._generate(order, start, rank, world, None), prefetch)
+
+    def epoch(
+        self,
+        order: BatchOrder,
+        *,
+        start: ReadState = _BEGINNING,
+        rank: int = 0,
+        world: int = 1,
+        prefetch: int = 2,
+    ) -> Prefetched[Batch]:
+        """As :meth:`batches`, ending with the epoch of ``start``."""
+        self._check_start(order, start, rank, world)
+        return Prefetched(self._generate(order, start, rank, world, start.epoch), prefetch)
+
+    def prompts(self, order: BatchOrder, *, start: ReadState = _BEGINNING) -> Generator[npt.NDArray[np.int32]]:
+        """The prompt numbers alone of the batches of one epoch: the same order, without reading activations."""
+        self._check_start(order, start, 0, 1)
+        for columns, _ in self._columns(order, start, 0, 1, start.epoch, ["prompt"]):
+            yield cast("npt.NDArray[np.int32]", columns["prompt"])
+
+    def sequential(self, batch_rows: int, *, start: int = 0, prefetch: int = 2) -> Prefetched[Batch]:
+        """All rows once, in the order of the store (itself shuffled), for statistics.
+
+        Args:
+            batch_rows: rows a batch; the last has what is left.
+            start: the first batch.
+            prefetch: batches made ahead in a thread.
+        """
+        if batch_rows < 1:
+            raise ConfigError("batch_rows must be positive", found=batch_rows)
+
+        def generate() -> Generator[Batch]:
+            for number in range(start, -(-self.n_rows // batch_rows)):
+                first = number * batch_rows
+                batch = self.read(first, min(first + batch_rows, self.n_rows))
+                yield Batch(batch.rows, batch.prompt, batch.position, ReadState(0, number + 1))
+
+        return Prefetched(generate(), prefetch)
+
+    def read(self, start: int, stop: int) -> Batch:
+        """The rows ``start`` to ``stop`` in the order of the store."""
+        if not 0 <= start <= stop <= self.n_rows:
+            raise InputError("rows outside the store", found=f"{start}:{stop}", expected=f"within 0:{self.n_rows}")
+        return self.rows_of(np.arange(start, stop))
+
+    def rows_of(self, indices: npt.NDArray[np.integer]) -> Batch:
+        """Rows by their index in the store.
+
+        Args:
+            indices: int (n,), in any order.
+        """
+        indices = indices.astype(np.int64)
+        outside = indices[(indices < 0) | (indices >= self.n_rows)]
+        if outside.size:
+            raise InputError("rows outside the store", found=int(outside[0]), expected=f"0 to {self.n_rows - 1}")
+        names = self._names(("activations", "prompt", "position"))
+        columns = self._empty(names, len(indices))
+        by_chunk = np.argsort(indices // self.layout.chunk_rows, kind="stable")
+        chunks, starts = np.unique(indices[by_chunk] // self.layout.chunk_rows, return_index=True)
+        for chunk, wanted in zip(chunks.tolist(), np.split(by_chunk, starts[1:]), strict=False):
+            rows = indices[wanted] % self.layout.chunk_rows
+            for name in names:
+                columns[name][wanted] = self._files.read(name, chunk)[rows]
+        return self._batch(columns, _BEGINNING)
+
+    def rows_at(self, prompt: npt.ArrayLike, position: npt.ArrayLike) -> Floats:
+        """Activations of given tokens.
+
+        Args:
+            prompt: prompt numbers in the tokens artifact, int (n,).
+            position: positions in these prompts, int (n,).
+
+        Returns:
+            float32 (n, d_in).
+
+        Raises:
+            InputError: a token whose activation was not harvested.
+        """
+        prompts, positions = (np.atleast_1d(np.asarray(x, np.int64)) for x in (prompt, position))
+        prompts, positions = np.broadcast_arrays(prompts, positions)
+        found = self.rows_of(self._lookup.rows(prompts, positions))
+        if (found.prompt != prompts).any() or (found.position != positions).any():
+            raise CorruptArtifact("the store's rows are not where its layout says", where=self.artifact_id)
+        return found.rows
+
+    def dask(self, block_rows: int | None = None) -> "da.Array":
+        """The activations as a lazy Dask array, float32 (n_rows, d_in).
+
+        Args:
+            block_rows: rows a block; a shard's by default.
+        """
+        import dask.array as da  # here, as it takes half a second and only notebooks want it
+
+        blocks = (block_rows or self.layout.window_prompts, self.d_in)
+        name = f"{self.artifact_id}-{self.group}-{blocks[0]}"
+        # Dask declares "chunks" as a string, for its default "auto".
+        return da.from_array(_RowsView(self), blocks, name=name, asarray=False)  # pyright: ignore[reportArgumentType]
+
+    def _generate(
+        self, order: BatchOrder, start: ReadState, rank: int, world: int, last_epoch: int | None
+    ) -> Generator[Batch]:
+        names = self._names(("activations", "prompt", "position"))
+        for columns, state in self._columns(order, start, rank, world, last_epoch, names):
+            yield self._batch(columns, state)
+
+    def _columns(
+        self,
+        order: BatchOrder,
+        start: ReadState,
+        rank: int,
+        world: int,
+        last_epoch: int | None,
+        names: Sequence[str],
+    ) -> Generator[tuple[_Columns, ReadState]]:
+        executor = ThreadPoolExecutor(self.threads, thread_name_prefix="sparsemill-read")
+        try:
+            epoch, first = start.epoch, start.batch
+            while last_epoch is None or epoch <= last_epoch:
+                yield from self._epoch_columns(self._epoch(order, epoch), first, rank, world, names, executor)
+                epoch, first = epoch + 1, 0
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def _epoch_columns(
+        self,
+        epoch: EpochOrder,
+        first: int,
+        rank: int,
+        world: int,
+        names: Sequence[str],
+        executor: ThreadPoolExecutor,
+    ) -> Generator[tuple[_Columns, ReadState]]:
+        lanes = epoch.lanes(rank, world)
+        pools = [LanePool(self._files, lane, names, executor) for lane in lanes]
+        for lane, pool in zip(lanes, pools, strict=True):
+            pool.begin(epoch.lane_span(lane, first)[0])
+        for number in range(first, epoch.n_batches):
+            spans = [epoch.lane_span(lane, number) for lane in lanes]
+            columns = self._empty(names, sum(end - start for start, end in spans))
+            done = 0
+            for pool, (start, end) in zip(pools, spans, strict=True):
+                pool.take(start, end, {name: rows[done : done + end - start] for name, rows in columns.items()})
+                done += end - start
+            last = number == epoch.n_batches - 1
+            yield columns, ReadState(epoch.epoch + 1, 0) if last else ReadState(epoch.epoch, number + 1)
+
+    def _batch(self, columns: _Columns, state: ReadState) -> Batch:
+        scale = cast("Floats | None", columns.get("scale"))
+        return Batch(
+            rows=decode(cast("Codes", columns["activations"]), self.layout.encoding, scale),
+            prompt=columns["prompt"].astype(np.int32),
+            position=columns["position"].astype(np.int32),
+            state=state,
+        )
+
+    def _epoch(self, order: BatchOrder, epoch: int) -> EpochOrder:
+        return EpochOrder(order, self.layout.n_chunks, self.layout.chunk_rows, epoch)
+
+    def _check_start(self, order: BatchOrder, start: ReadState, rank: int, world: int) -> None:
+        epoch = self._epoch(order, start.epoch)
+        epoch.lanes(rank, world)
+        if start.epoch < 0 or not 0 <= start.batch < epoch.n_batches:
+            raise ConfigError("no such batch", found=start, expected=f"batch below {epoch.n_batches}")
+
+    def _names(self, wanted: Sequence[str]) -> list[str]:
+        return [*wanted, "scale"] if "scale" in self._files.arrays else list(wanted)
+
+    def _empty(self, names: Sequence[str], rows: int) -> _Columns:
+        arrays = self._files.arrays
+        return {name: np.empty((rows, *arrays[name].row_shape), arrays[name].dtype) for name in names}
+
+    def _read_layout(self) -> Layout:
+        value = self._read_metadata(METADATA_NAME)
+        try:
+            attributes = cast("Mapping[str, Mapping[str, Json]]", value["attributes"])["sparsemill"]
+            format_version = attributes["format_version"]
+            if format_version == FORMAT_VERSION:
+                return Layout.from_json(cast("Mapping[str, Json]", attributes["layout"]))
+        except (KeyError, TypeError, ConfigError) as error:
+            raise self._damaged(METADATA_NAME, error) from error
+        raise UnsupportedFormat(
+            "activation store of another format",
+            where=self.folder / self.group,
+            found=f"version {format_version}",
+            expected=FORMAT_VERSION,
+        )
+
+    def _check_arrays(self) -> None:
+        for name, array in self._files.arrays.items():
+            file = f"{name}/{METADATA_NAME}"
+            if self._read_metadata(file) != json.loads(array.metadata()):
+                raise self._damaged(file, "it contradicts the group's attributes")
+
+    def _read_metadata(self, name: str) -> Mapping[str, Json]:
+        try:
+            data = (self.folder / self.group / name).read_bytes()
+            value = json.loads(data)
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, error) from error
+        if not isinstance(value, dict):
+            raise self._damaged(name, "not an object")
+        return cast("Mapping[str, Json]", value)
+
+    def _damaged(self, name: str, found: object) -> CorruptArtifact:
+        return CorruptArtifact(
+            f"metadata {self.group}/{name} of {self.artifact_id} is damaged",
+            where=self.folder / self.group,
+            found=found,
+        )
+
+
+class _RowsView:
+    """What Dask needs of an array: shape, dtype, and slices of rows and columns."""
+
+    def __init__(self, reader: ShardReader):
+        self._reader = reader
+        self.shape = (reader.n_rows, reader.d_in)
+        self.dtype = np.dtype(np.float32)
+        self.ndim = 2
+
+    def __getitem__(self, key: tuple[slice, slice]) -> Floats:
+        rows, columns = key
+        start, stop, step = rows.indices(self.shape[0])
+        return self._reader.read(start, max(start, stop)).rows[::step, columns]
+
+
+def _reopen(
+    folder: Path, artifact_id: str, group: str, records: Mapping[str, FileRecord] | None, threads: int
+) -> ShardReader:
+    return ShardReader(folder, artifact_id, group=group, records=records, threads=threads)
