@@ -28,7 +28,7 @@ test: $(STAMP)  ## the whole test suite, without network or GPU
 check: $(STAMP)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 format: $(STAMP)  ## let ruff rewrite what it can

@@ -1,0 +1,267 @@
+"""What a run is: one frozen model a stage, read from a preset's TOML with dotted overrides on top.
+
+The models here hold *identity*: whatever changes a stage's output. What does not (device, threads, folders) is
+``Runtime``, a model of its own, and never enters an artifact's id.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sae.config import TrainerConfig
+from storage.encoding import Encoding
+from storage.errors import ConfigError
+
+
+class StageModel(BaseModel):
+    """Frozen, strict about unknown fields, and described field by field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Source(StageModel):
+    """One source of documents."""
+
+    name: str
+    """How prompts of this source are labelled."""
+    kind: Literal["standard-library-code", "standard-library-prose", "files"]
+    """The running Python's own library, as code or as prose; or files of yours."""
+    files: tuple[str, ...] = ()
+    """For ``files``: paths or glob patterns of .jsonl, .jsonl.gz, .parquet or .txt files."""
+    text_field: str = "text"
+    """For ``files`` with columns: the field that holds a document's text."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training and held-out tokens asked for that this source may fill."""
+
+    @model_validator(mode="after")
+    def _files_where_needed(self) -> "Source":
+        if (self.kind == "files") != bool(self.files):
+            raise ValueError("'files' belongs to, and is required by, kind = 'files'")
+        return self
+
+
+class TokenizeConfig(StageModel):
+    """Documents to prompts of equal length."""
+
+    language_model: str
+    """Whose tokenizer is used: ``demo``, a folder, or a name such as ``gelu-1l``."""
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """Where documents come from; shares add up to 1."""
+    train_tokens: int = Field(gt=0)
+    """Tokens of training prompts, at most: a source that runs out leaves its share unfilled, and the stats say so."""
+    held_out_tokens: int = Field(gt=0)
+    """Tokens of held-out prompts, at most."""
+    prompt_tokens: int = Field(default=128, ge=2)
+    """Length of a prompt, the BOS at position 0 included (RECIPE: 128)."""
+    on_bad_document: Literal["stop", "skip"] = "stop"
+    """Whether a malformed, null or empty document of a file stops the stage or is skipped and counted."""
+    seed: int = 0
+    """Seed of the order in which the standard library's modules are taken."""
+
+    @model_validator(mode="after")
+    def _shares_fill_one(self) -> "TokenizeConfig":
+        total = sum(source.share for source in self.sources)
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"the shares of the sources add up to {total:g}, expected 1")
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError("two sources have one name")
+        return self
+
+
+class HarvestConfig(StageModel):
+    """Prompts to shuffled shards of activations."""
+
+    language_model: str
+    """The model whose activations are harvested."""
+    hook_name: str = "blocks.0.mlp.hook_post"
+    """TransformerLens's name of the site."""
+    include_bos: bool = False
+    """Whether position 0 is harvested too. Its activation is constant; the post kept it (RECIPE, Model and data)."""
+    window_prompts: int = Field(gt=0)
+    """Prompts shuffled together, and rows of a shard."""
+    n_windows: int | None = Field(default=None, gt=0)
+    """Windows to harvest; all whole windows of the tokens artifact by default."""
+    chunk_rows: int = Field(default=256, gt=0)
+    """Rows of an inner chunk: the unit of reading and of checksums. Divides ``window_prompts``."""
+    encoding: Encoding = "float16"
+    """How rows are stored."""
+    model_batch_prompts: int = Field(default=32, gt=0)
+    """Prompts a forward pass; part of the identity, since the batch's shape moves the last bits."""
+    second_moment_stride: int = Field(default=8, gt=0)
+    """Every how many prompts one enters the second-moment matrix (cost: d_in squared a row)."""
+    seed: int = 0
+    """Seed of the shuffle."""
+
+    @model_validator(mode="after")
+    def _chunks_divide_shards(self) -> "HarvestConfig":
+        if self.window_prompts % self.chunk_rows:
+            raise ValueError(f"chunk_rows {self.chunk_rows} does not divide window_prompts {self.window_prompts}")
+        return self
+
+
+class TrainConfig(StageModel):
+    """Shards to a sparse autoencoder."""
+
+    autoencoder: TrainerConfig
+    """The autoencoder and its optimisation."""
+    pool_rows: int = Field(default=65_536, gt=0)
+    """Rows of the reader's shuffling pools together; at least 20 chunks."""
+    lanes: int = Field(default=8, gt=0)
+    """Pools the reader deals chunks to; any number of ranks that divides it trains on the same batches."""
+    reader_seed: int = 0
+    """Seed of the order of the rows."""
+    evaluate_every_steps: int = Field(default=500, gt=0)
+    """Steps between measurements of loss recovered."""
+    evaluate_prompts: int = Field(default=64, gt=0)
+    """Held-out prompts of such a measurement."""
+    log_every_steps: int = Field(default=20, gt=0)
+    """Steps between rows of the training log."""
+
+
+class AnalyzeConfig(StageModel):
+    """Which analyses are made, with which options."""
+
+    analyses: tuple[str, ...]
+    """Names of analyses, in the order of the report."""
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """For an analysis: options that differ from its defaults."""
+
+
+class Preset(StageModel):
+    """A whole run."""
+
+    name: str
+    """Of the preset's file."""
+    description: str
+    """What it is for."""
+    tokenize: TokenizeConfig
+    """Documents to prompts."""
+    harvest: HarvestConfig
+    """Prompts to shards."""
+    train: TrainConfig
+    """Shards to an autoencoder."""
+    analyze: AnalyzeConfig
+    """The autoencoder to findings."""
+
+
+class Runtime(StageModel):
+    """What does not change any artifact's content."""
+
+    root: Path = Field(default_factory=lambda: Path(os.environ.get("SPARSEMILL_HOME", "artifacts")))
+    """The artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts."""
+    device: str = "cpu"
+    """A torch device."""
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads of torch and numba; torch's own choice by default."""
+    checkpoint_seconds: float = Field(default=60.0, gt=0)
+    """Seconds between checkpoints of a training."""
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(path.name.removesuffix(".toml") for path in _preset_folder() if path.name.endswith(".toml"))
+
+
+def load_preset(name: str, overrides: Sequence[str] = ()) -> Preset:
+    """Reads a preset and applies overrides.
+
+    Args:
+        name: a shipped preset, or the path of a TOML file.
+        overrides: ``stage.field=value`` each, the value as JSON, or as a bare string.
+
+    Raises:
+        ConfigError: an unknown preset or field (the nearest names are given), or a value out of range.
+    """
+    path = Path(name)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ConfigError("no such preset file", where=path)
+        text, label = path.read_text(), path.stem
+    else:
+        if name not in preset_names():
+            raise ConfigError(
+                "no such preset", found=name, expected=_nearest(name, preset_names()),
+                remedy="see 'sparsemill presets', or give the path of a TOML file",
+            )  # fmt: skip
+        text, label = resources.files("pipeline").joinpath("presets", f"{name}.toml").read_text(), name
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("the preset is no TOML", where=path, found=str(error)) from error
+    values["name"] = label
+    for override in overrides:
+        _apply(values, override)
+    return validate(Preset, values, where=f"preset {label}")
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(model: type[M], values: Mapping[str, Any], *, where: str) -> M:
+    """Builds a config model; raises ``ConfigError`` naming each bad field and the fields that exist."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(model, dict(problem)) for problem in error.errors()]
+        raise ConfigError("not a valid config", where=where, found="; ".join(problems)) from error
+
+
+def _preset_folder() -> Iterator[Any]:
+    return resources.files("pipeline").joinpath("presets").iterdir()
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, sign, raw = override.partition("=")
+    if not sign or not path:
+        raise ConfigError("not an override", found=override, expected="stage.field=value")
+    try:
+        value = json.loads(raw)
+    except json.JSONDecodeError:
+        value = raw
+    *parents, leaf = path.strip().split(".")
+    node = values
+    for key in parents:
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise ConfigError("not a section of the config", found=path, expected=f"a field below {key!r} cannot exist")
+        node = child
+    node[leaf] = value
+
+
+def _explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
+    place = tuple(problem["loc"])
+    dotted = ".".join(str(part) for part in place)
+    if problem["type"] != "extra_forbidden":
+        return f"{dotted}: {problem['msg'].removeprefix('Value error, ')}"
+    fields = _fields_at(model, place[:-1])
+    return f"{dotted}: unknown option; nearest: {_nearest(str(place[-1]), fields)}"
+
+
+def _fields_at(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
+    for part in place:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(str(part))
+        found = [] if field is None else _models_in(field.annotation)
+        if not found:
+            return []
+        model = found[0]
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    return ", ".join(get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known))

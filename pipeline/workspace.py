@@ -1,0 +1,68 @@
+"""Where stages work: the artifact store, the runtime settings and the reporter, opened once and handed down."""
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+
+from pipeline.config import Runtime
+from pipeline.progress import Quiet, Reporter
+from storage.artifact import Artifact
+from storage.artifacts import ArtifactStore, Made, Result, Spec, Staging
+from storage.fingerprint import Json
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One store, one machine, one way to report.
+
+    Attributes:
+        runtime: what does not change any content.
+        reporter: shows progress.
+    """
+
+    runtime: Runtime
+    reporter: Reporter
+
+    @staticmethod
+    def open(runtime: Runtime | None = None, reporter: Reporter | None = None) -> "Workspace":
+        """Opens a workspace and sets torch's thread count."""
+        runtime = Runtime() if runtime is None else runtime
+        if runtime.threads is not None:
+            torch.set_num_threads(runtime.threads)
+        return Workspace(runtime, Quiet() if reporter is None else reporter)
+
+    @cached_property
+    def store(self) -> ArtifactStore:
+        """The artifact store below ``runtime.root``."""
+        return ArtifactStore(self.runtime.root)
+
+    def make(self, spec: Spec, produce: Callable[[Staging], Result]) -> Made:
+        """Finds the artifact of a spec, or makes it, with what computes it on record."""
+        return self.store.make(spec, produce, provenance=self.provenance())
+
+    def provenance(self) -> dict[str, Json]:
+        """What equal bytes depend on besides the spec: device, instruction set, versions, threads."""
+        on_cpu = self.runtime.device == "cpu"
+        return {
+            "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "threads": self.threads,
+        }
+
+    @property
+    def threads(self) -> int:
+        """CPU threads in use."""
+        return self.runtime.threads or torch.get_num_threads() or os.cpu_count() or 1
+
+
+def facts(artifact: Artifact) -> dict[str, Any]:
+    """The figures of an artifact's manifest, for a reader that knows the stage that wrote them."""
+    return cast("dict[str, Any]", artifact.stats)

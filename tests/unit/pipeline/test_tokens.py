@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import tokens
+from pipeline.config import Runtime, TokenizeConfig, load_preset
+from pipeline.progress import Quiet
+from pipeline.tokens import TokenTable
+from pipeline.workspace import Workspace, facts
+from storage.artifact import Artifact
+from storage.errors import InputError
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.open(Runtime(root=tmp_path / "store"), Quiet())
+
+
+def config(preset: Path, **changes: object) -> TokenizeConfig:
+    return load_preset(str(preset)).tokenize.model_copy(update=changes)
+
+
+def made(preset: Path, workspace: Workspace, **changes: object) -> Artifact:
+    return tokens.tokenize(config(preset, **changes), workspace).artifact
+
+
+def test_prompts_are_whole_begin_with_bos_and_stay_within_the_budget(tiny_preset: Path, workspace: Workspace):
+    table = TokenTable(made(tiny_preset, workspace))
+    prompts = table.prompts("train")
+    assert prompts.shape == (40_000 // 16, 16)
+    assert (prompts[:, 0] == 0).all()
+    assert (prompts[:, 1:] != 0).all()
+    assert table.prompts("held_out").shape == (600 // 16, 16)
+    np.testing.assert_array_equal(table.prompts("train", [7, 3, 7]), prompts[[7, 3, 7]])
+
+
+def test_a_prompt_belongs_to_the_document_it_begins_in(tiny_preset: Path, tiny_corpus: Path, workspace: Workspace):
+    table = TokenTable(made(tiny_preset, workspace))
+    texts = [json.loads(line)["text"] for line in tiny_corpus.read_text().splitlines()]
+    documents = table.documents().to_pylist()
+    first = table.column("train", "document")
+    for prompt in (0, 17, 900):
+        document = documents[first[prompt]]
+        words = texts[int(document["name"].partition("#")[2]) - 1].split()
+        head = [int(token) for token in table.prompts("train", [prompt])[0, 1:]]
+        head = head[: head.index(1)] if 1 in head else head
+        spelled = [f"word_{token - 2}" for token in head]
+        assert any(words[i : i + len(spelled)] == spelled for i in range(len(words)))
+        assert document["split"] == "train"
+
+
+def test_duplicates_are_left_out_once_and_counted(tiny_preset: Path, tmp_path: Path, workspace: Workspace):
+    rows = [{"text": f"word_{i % 50} word_3 word_{i // 50}"} for i in range(1000)]
+    path = tmp_path / "twice.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows + rows[:200]))
+    source = config(tiny_preset).sources[0].model_copy(update={"files": (str(path),)})
+    artifact = made(tiny_preset, workspace, sources=(source,), held_out_tokens=32)
+    documents = facts(artifact)["train"]["sources"]["words"]
+    held_out = facts(artifact)["held_out"]["sources"]["words"]
+    assert documents["duplicates_left_out"] + held_out["duplicates_left_out"] >= 195
+    numbered = TokenTable(artifact).documents()
+    assert len(set(numbered["number"].to_pylist())) == len(numbered)
+
+
+def test_shares_divide_the_tokens(tiny_preset: Path, tiny_corpus: Path, tmp_path: Path, workspace: Workspace):
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"text": f"word_1 word_{i % 60} word_{i % 61}"}) + "\n" for i in range(3000)))
+    one = config(tiny_preset).sources[0]
+    sources = (
+        one.model_copy(update={"name": "a", "share": 0.75}),
+        one.model_copy(update={"name": "b", "share": 0.25, "files": (str(other),)}),
+    )
+    artifact = made(tiny_preset, workspace, sources=sources, train_tokens=16_000, held_out_tokens=160)
+    shares = {name: source["share_of_tokens"] for name, source in facts(artifact)["train"]["sources"].items()}
+    assert shares == {"a": 0.75, "b": 0.25}
+    source = TokenTable(artifact).column("train", "source")
+    assert np.bincount(source).tolist() == [750, 250]
+
+
+def test_no_usable_text_is_an_error_and_commits_nothing(tiny_preset: Path, tmp_path: Path, workspace: Workspace):
+    path = tmp_path / "short.jsonl"
+    path.write_text('{"text": "word_1"}\n')
+    source = config(tiny_preset).sources[0].model_copy(update={"files": (str(path),)})
+    with pytest.raises(InputError, match="no usable tokens"):
+        made(tiny_preset, workspace, sources=(source,))
+    assert workspace.store.list() == []
+
+
+def test_identity_follows_content_and_ignores_where_files_lie(
+    tiny_preset: Path, tiny_corpus: Path, tmp_path: Path, workspace: Workspace
+):
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(tiny_corpus.read_bytes())
+    source = config(tiny_preset).sources[0].model_copy(update={"files": (str(moved),)})
+    assert made(tiny_preset, workspace, sources=(source,)).id == made(tiny_preset, workspace).id
+    assert made(tiny_preset, workspace, seed=1).id != made(tiny_preset, workspace).id
+
+
+def test_files_split_over_several_arrow_files_read_back_alike(
+    tiny_preset: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = TokenTable(made(tiny_preset, workspace)).prompts("train")
+    monkeypatch.setattr(tokens, "PROMPTS_PER_FILE", 700)
+    other = Workspace.open(Runtime(root=tmp_path / "other"), Quiet())
+    table = TokenTable(made(tiny_preset, other))
+    assert sum(name.startswith("train-") for name in table.artifact.manifest.files) == 4
+    np.testing.assert_array_equal(table.prompts("train"), whole)
