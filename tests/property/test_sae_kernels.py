@@ -6,9 +6,11 @@ choice.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,6 @@ from sae.kernels.interface import Moments, Objective, Update, Weights
 from sae.kernels.screen import ROW_BLOCK
 from sae.kernels.sparse_cpu import SparseEngine
 
-torch.set_num_threads(1)
 ENGINES = [SparseEngine(threads=threads, bfloat16=bfloat16) for threads in (1, 2) for bfloat16 in (True, False)]
 KINDS = (
     "random",
@@ -31,6 +32,15 @@ KINDS = (
     "badly scaled",
     "coherent",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny products only lose by being shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Case(NamedTuple):
