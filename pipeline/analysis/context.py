@@ -1,0 +1,213 @@
+"""What an analysis may read, and how the kinds of things it needs are declared.
+
+An analysis module lists what it cannot do without in ``REQUIRES`` and what it uses where it is there in ``OPTIONAL``:
+
+- ``model``: the language model (weights, and forward passes);
+- ``store``: the activations artifact: its rows through ``reader``, its mean through ``mean_activation``;
+- ``tokens``: the tokens artifact, for held-out prompts and for the text around a row;
+- ``density``: what the density analysis found; without it there is no "frequent" and no "ultra-low";
+- ``training_log``: the metrics logged while the autoencoder was trained.
+
+The language model, the store and the tokens are protocols here, so that an analysis runs on anything of that shape, and
+an imported checkpoint with neither store nor tokens has its pure weight analyses.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from sae.autoencoder import Autoencoder
+from storage.errors import InputError
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Edit = Callable[[torch.Tensor], torch.Tensor]
+Split = Literal["train", "held_out"]
+Need = Literal["model", "store", "tokens", "density", "training_log"]
+
+
+class LanguageModel(Protocol):
+    """The language model that the activations come from."""
+
+    @property
+    def W_U(self) -> torch.Tensor:
+        """Unembedding, (d_model, d_vocab)."""
+        ...
+
+    def W_out(self, layer: int) -> torch.Tensor:
+        """Output weights of a layer's MLP, (d_mlp, d_model)."""
+        ...
+
+    def activations(self, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
+        """Activations (n, T, d) of tokens (n, T) at a hook."""
+        ...
+
+    def logits(self, tokens: torch.Tensor, edits: Mapping[str, Edit] | None = None) -> torch.Tensor:
+        """Logits (n, T, d_vocab) of tokens (n, T), with activations at the hooks named replaced."""
+        ...
+
+
+class RowBatch(Protocol):
+    """Rows of the store with their places."""
+
+    @property
+    def rows(self) -> Any:
+        """float32 (b, d_in), numpy or torch."""
+        ...
+
+    @property
+    def prompt(self) -> Any:
+        """Training prompt of each row, (b,)."""
+        ...
+
+    @property
+    def position(self) -> Any:
+        """Position of each row in its prompt, (b,)."""
+        ...
+
+
+class RowSource(Protocol):
+    """The store, read from front to back."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows there are."""
+        ...
+
+    def sequential(self, batch_rows: int) -> Iterator[RowBatch]:
+        """All rows once, in the order they lie in."""
+        ...
+
+
+class TokenSource(Protocol):
+    """The prompts."""
+
+    def n_prompts(self, split: Split) -> int:
+        """Prompts of a split."""
+        ...
+
+    def prompts(self, split: Split, numbers: Sequence[int] | None = None) -> npt.NDArray[np.int32]:
+        """Token ids (n, T) of the prompts named, or of all."""
+        ...
+
+
+class FeatureGroups(NamedTuple):
+    """A division of the features by density.
+
+    Attributes:
+        frequent: density at or above the threshold, (d_sae,).
+        rare: density below it, dead features included, (d_sae,).
+    """
+
+    frequent: Mask
+    rare: Mask
+
+
+@dataclass(frozen=True)
+class FeatureDensities:
+    """How often each feature fires.
+
+    Attributes:
+        counts: rows on which each feature fired, int64 (d_sae,).
+        n_rows: rows looked at.
+    """
+
+    counts: Integers
+    n_rows: int
+
+    @property
+    def density(self) -> Floats:
+        """Fraction of rows on which each feature fired, float64 (d_sae,)."""
+        return self.counts / self.n_rows
+
+    def groups(self, rare_below: float) -> FeatureGroups:
+        """Frequent and rare features; a rare one fires on less than ``rare_below`` of the rows."""
+        rare = self.density < rare_below
+        return FeatureGroups(~rare, rare)
+
+    @staticmethod
+    def from_table(features: pa.Table, n_rows: int) -> "FeatureDensities":
+        """From the density analysis' table ``features`` and its number ``n_rows``."""
+        return FeatureDensities(features["count"].to_numpy().astype(np.int64), n_rows)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything an analysis may read.
+
+    Attributes:
+        sae: the autoencoder.
+        hook_name: where in the model its inputs were harvested.
+        sae_config: its training config, as JSON.
+        model: the language model.
+        reader: the activation store.
+        tokens: the prompts.
+        token_strings: text of each token id.
+        densities: what the density analysis found.
+        training_log: the metrics of the training.
+        mean_activation: mean of the whole dataset, float32 (d_in,), from the store's statistics.
+        first_position: first harvested position of a prompt: 1 where BOS was left out, 0 where it was kept.
+        seed: seed of everything random.
+    """
+
+    sae: Autoencoder
+    hook_name: str
+    sae_config: Mapping[str, object] = field(default_factory=dict[str, object])
+    model: LanguageModel | None = None
+    reader: RowSource | None = None
+    tokens: TokenSource | None = None
+    token_strings: Sequence[str] | None = None
+    densities: FeatureDensities | None = None
+    training_log: pa.Table | None = None
+    mean_activation: torch.Tensor | None = None
+    first_position: int = 1
+    seed: int = 0
+
+    @property
+    def layer(self) -> int:
+        """Layer of the hook: the 0 of ``blocks.0.mlp.hook_post``."""
+        part = self.hook_name.split(".")
+        if len(part) > 1 and part[0] == "blocks" and part[1].isdigit():
+            return int(part[1])
+        raise InputError("the hook names no layer", found=self.hook_name, expected="blocks.<layer>...")
+
+    def rng(self, name: str) -> np.random.Generator:
+        """A generator of its own for a purpose, derived from the seed."""
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+
+    def groups(self, rare_below: float) -> FeatureGroups | None:
+        """Frequent and rare features, or None where densities were not measured."""
+        return None if self.densities is None else self.densities.groups(rare_below)
+
+    def need_model(self) -> LanguageModel:
+        """The language model, or a clear error."""
+        return _needed(self.model, "the language model")
+
+    def need_reader(self) -> RowSource:
+        """The store, or a clear error."""
+        return _needed(self.reader, "an activation store")
+
+    def need_tokens(self) -> TokenSource:
+        """The prompts, or a clear error."""
+        return _needed(self.tokens, "a tokens artifact")
+
+    def need_densities(self) -> FeatureDensities:
+        """The densities, or a clear error."""
+        return _needed(self.densities, "the density analysis of the same autoencoder")
+
+
+def _needed(value: Any, what: str) -> Any:
+    if value is None:
+        raise InputError(
+            f"this analysis needs {what}",
+            expected=what,
+            remedy="name the artifacts it should read, or choose the analyses that read weights alone",
+        )
+    return value

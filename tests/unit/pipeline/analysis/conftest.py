@@ -1,0 +1,106 @@
+"""A small world whose truth is planted: rows, prompts, a language model of two matrices, and autoencoders."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sae.autoencoder import Autoencoder
+
+HOOK = "blocks.0.mlp.hook_post"
+
+
+@dataclass
+class Rows:
+    """A store in memory."""
+
+    rows: np.ndarray
+    prompt: np.ndarray
+    position: np.ndarray
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.rows)
+
+    def sequential(self, batch_rows: int) -> Iterator[SimpleNamespace]:
+        for start in range(0, self.n_rows, batch_rows):
+            part = slice(start, start + batch_rows)
+            yield SimpleNamespace(rows=self.rows[part], prompt=self.prompt[part], position=self.position[part])
+
+
+@dataclass
+class Prompts:
+    """Tokens in memory."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+
+    def n_prompts(self, split: str) -> int:
+        return len(getattr(self, split))
+
+    def prompts(self, split: str, numbers: list[int] | None = None) -> np.ndarray:
+        found = getattr(self, split)
+        return found if numbers is None else found[numbers]
+
+
+@dataclass
+class TwoMatrixModel:
+    """activation = relu(embedding of the token + of the position); logits = activation @ W_out @ W_U."""
+
+    W_E: torch.Tensor
+    W_pos: torch.Tensor
+    W: torch.Tensor
+    W_U: torch.Tensor
+
+    def W_out(self, layer: int) -> torch.Tensor:
+        assert layer == 0
+        return self.W
+
+    def activations(self, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
+        assert hook_name == HOOK
+        return torch.relu(self.W_E[tokens] + self.W_pos[: tokens.shape[1]])
+
+    def logits(
+        self, tokens: torch.Tensor, edits: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None
+    ) -> torch.Tensor:
+        acts = self.activations(tokens, HOOK)
+        if edits:
+            acts = edits[HOOK](acts)
+        return acts @ self.W @ self.W_U
+
+
+def make_model(
+    d_mlp: int = 24, d_model: int = 6, d_vocab: int = 40, positions: int = 10, seed: int = 0
+) -> TwoMatrixModel:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((d_vocab, d_mlp), (positions, d_mlp), (d_mlp, d_model), (d_model, d_vocab))
+    return TwoMatrixModel(*(torch.randn(*shape, generator=generator) for shape in shapes))
+
+
+def make_rows(rows: np.ndarray, prompt_rows: int = 8) -> Rows:
+    number = np.arange(len(rows))
+    return Rows(np.asarray(rows, np.float32), number // prompt_rows, 1 + number % prompt_rows)
+
+
+def make_autoencoder(W_enc: np.ndarray, b_enc: np.ndarray, W_dec: np.ndarray, b_dec: np.ndarray) -> Autoencoder:
+    return Autoencoder(*(torch.from_numpy(np.asarray(part, np.float32)) for part in (W_enc, b_enc, W_dec, b_dec)))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products this small are slower on several threads, and much slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def world() -> SimpleNamespace:
+    """The builders above, by name."""
+    return SimpleNamespace(
+        HOOK=HOOK, Rows=Rows, Prompts=Prompts, model=make_model, rows=make_rows, autoencoder=make_autoencoder
+    )

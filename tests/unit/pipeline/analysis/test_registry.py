@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pipeline.analysis import ANALYSES, Analysis, Context, choose
+from pipeline.analysis.streaming import encode_rows
+from storage.errors import ConfigError, InputError
+
+
+@pytest.mark.parametrize("analysis", ANALYSES.values(), ids=ANALYSES.keys())
+def test_every_analysis_describes_itself(analysis: Analysis) -> None:
+    assert analysis.version >= 1
+    assert analysis.question.endswith("?")
+    assert not analysis.requires & analysis.optional
+    options = analysis.options()
+    for field in type(options).model_fields.values():
+        assert field.description
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(options, next(iter(type(options).model_fields)), 1)
+    with pytest.raises(ValidationError, match="extra"):
+        analysis.options.model_validate({"no_such_option": 1})
+    keys = [number.key for number in analysis.numbers]
+    assert len(set(keys)) == len(keys)
+
+
+def test_all_analyses_of_the_second_issue_are_there() -> None:
+    assert {
+        "density",
+        "loss_recovered",
+        "rare_cluster",
+        "null_space",
+        "neuron_sparsity",
+        "kurtosis",
+        "enc_dec",
+    } <= set(ANALYSES)
+
+
+def test_choosing_puts_what_reads_densities_last_and_drops_repeats() -> None:
+    chosen = choose(ANALYSES, ("rare_cluster", "density", "rare_cluster"))
+    assert [analysis.name for analysis in chosen] == ["density", "rare_cluster"]
+
+
+def test_an_unknown_analysis_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="null_space"):
+        choose(ANALYSES, ("nul_space",))
+
+
+def test_a_hook_without_a_layer_is_an_error(world) -> None:  # type: ignore[no-untyped-def]
+    sae = world.autoencoder(np.eye(2), np.zeros(2), np.eye(2), np.zeros(2))
+    assert Context(sae=sae, hook_name="blocks.11.mlp.hook_post").layer == 11
+    with pytest.raises(InputError, match="hook_embed"):
+        _ = Context(sae=sae, hook_name="hook_embed").layer
+
+
+def test_generators_differ_by_purpose_and_seed(world) -> None:  # type: ignore[no-untyped-def]
+    sae = world.autoencoder(np.eye(2), np.zeros(2), np.eye(2), np.zeros(2))
+
+    def draw(purpose: str, seed: int) -> float:
+        return Context(sae=sae, hook_name=world.HOOK, seed=seed).rng(purpose).random()
+
+    assert draw("a", 0) == draw("a", 0)
+    assert len({draw("a", 0), draw("b", 0), draw("a", 1)}) == 3
+
+
+def test_streaming_gives_every_row_once_with_its_place(world) -> None:  # type: ignore[no-untyped-def]
+    rows = np.arange(50 * 2, dtype=np.float32).reshape(50, 2)
+    sae = world.autoencoder(np.eye(2), np.zeros(2), np.eye(2), np.zeros(2))
+    blocks = list(encode_rows(sae, world.rows(rows), 33, block_rows=8))
+    assert [len(block.feature_acts) for block in blocks] == [8, 8, 8, 8, 1]
+    np.testing.assert_array_equal(np.concatenate([block.feature_acts.numpy() for block in blocks]), rows[:33])
+    np.testing.assert_array_equal(np.concatenate([block.prompt for block in blocks]), np.arange(33) // 8)
+    np.testing.assert_array_equal(np.concatenate([block.position for block in blocks]), 1 + np.arange(33) % 8)
