@@ -1,0 +1,72 @@
+"""What a report is written from: plain values, no artifact store."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.analysis.published import HeadlineRow, Highlight
+from pipeline.analysis.result import AnalysisResult
+
+
+@dataclass(frozen=True)
+class LineageStep:
+    """One artifact on the way from documents to findings.
+
+    Attributes:
+        stage: ``tokenize``, ``harvest``, ``train``...
+        artifact_id: its id.
+        facts: a few of its figures, as text by name.
+    """
+
+    stage: str
+    artifact_id: str
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Section:
+    """One analysis in the report.
+
+    Attributes:
+        name: the analysis' name in the registry.
+        artifact_id: its artifact.
+        options: its options, as JSON values by name.
+        result: what it found.
+        command: the command line that makes it again.
+    """
+
+    name: str
+    artifact_id: str
+    options: Mapping[str, object]
+    result: AnalysisResult
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything a report shows.
+
+    Attributes:
+        title: its heading.
+        preset: the preset's name.
+        facts: what was run, as text by name, in order.
+        lineage: the artifacts, upstream first.
+        sections: the analyses, in order.
+        headline: this run beside the post (``published.headline_rows``).
+        note: what the comparison means for this run (``published.comparison_note``).
+        highlights: the strip of figures at the top (``published.highlights``).
+        summary: a sentence under the title.
+        command: the command line that makes the whole run again.
+        version: of this package.
+    """
+
+    title: str
+    preset: str
+    facts: Mapping[str, str]
+    lineage: Sequence[LineageStep]
+    sections: Sequence[Section]
+    headline: Sequence[HeadlineRow] = ()
+    note: str = ""
+    highlights: Sequence[Highlight] = ()
+    summary: str = ""
+    command: str = ""
+    version: str = ""
