@@ -1,0 +1,257 @@
+"""The command line: the same stages without Prefect, and the artifact store at hand.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done; 1 an error of the work, or 'verify' found
+damage; 2 the command line itself was wrong; 130 interrupted (the same command continues where it stopped).
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import Runtime, load_preset, preset_names
+from pipeline.progress import for_stderr
+from pipeline.stages import Chain, run_directly
+from pipeline.workspace import Workspace
+from storage.artifact import Artifact
+from storage.errors import SparsemillError
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+
+Set = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", negative=(), help="stage.field=value, on top of the preset; may be repeated"),
+]
+Threads = Annotated[int | None, Parameter(help="CPU threads; torch's own choice by default")]
+Home = Annotated[Path | None, Parameter(help="the artifact store; SPARSEMILL_HOME by default, else ./artifacts")]
+PresetName = Annotated[str, Parameter(help="a shipped preset (see 'sparsemill presets') or a TOML file")]
+AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="print JSON")]
+
+app = App(
+    name="sparsemill",
+    help="Grind a language model's activations into sparse features: tokenize, harvest, train, analyse, share.",
+)
+artifacts = App(name="artifacts", help="Look at what is in the artifact store.")
+app.command(artifacts)
+
+
+@app.command
+def tokenize(*, preset: PresetName = "demo", set_: Set = (), threads: Threads = None, home: Home = None) -> None:
+    """Cut documents into prompts of token ids."""
+    _finish(_chain(preset, set_, threads, home).tokenize())
+
+
+@app.command
+def harvest(*, preset: PresetName = "demo", set_: Set = (), threads: Threads = None, home: Home = None) -> None:
+    """Run the language model and store its activations, exactly shuffled; tokenizes first where that is missing."""
+    _finish(_chain(preset, set_, threads, home).harvest())
+
+
+@app.command
+def train(*, preset: PresetName = "demo", set_: Set = (), threads: Threads = None, home: Home = None) -> None:
+    """Train a sparse autoencoder from stored activations; makes first what is missing upstream."""
+    _finish(_chain(preset, set_, threads, home).train())
+
+
+@app.command
+def analyze(
+    sae: str | None = None,
+    *,
+    only: Annotated[str, Parameter(help="names of analyses, separated by commas; the preset's by default")] = "",
+    preset: PresetName = "demo",
+    set_: Set = (),
+    threads: Threads = None,
+    home: Home = None,
+) -> None:
+    """Analyse an autoencoder and write the report.
+
+    Args:
+        sae: id, unique prefix or tag of an autoencoder, or 'latest'; the preset's own by default.
+    """
+    chain = _chain(preset, set_, threads, home)
+    artifact = None if sae is None else chain.workspace.store.resolve(sae, stage="train")
+    _finish(chain.report(artifact, [name for name in only.split(",") if name]))
+
+
+@app.command
+def replicate(*, preset: PresetName = "demo", set_: Set = (), threads: Threads = None, home: Home = None) -> None:
+    """Run every stage, from documents to the report; what is there already is found."""
+    from pipeline.summary import print_summary
+
+    chain = _chain(preset, set_, threads, home)
+    chain.report()
+    print_summary(chain)
+
+
+@app.command
+def presets(name: str | None = None, *, as_json: AsJson = False) -> None:
+    """List the shipped presets, or show one as it resolves.
+
+    Args:
+        name: the preset to show.
+    """
+    if name is not None:
+        print(load_preset(name).model_dump_json(indent=2))
+        return
+    described = {name: load_preset(name).description for name in preset_names()}
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    _print_table(["preset", "what it is for"], [[name, text] for name, text in described.items()])
+
+
+@app.command
+def hooks(model: str = "demo") -> None:
+    """List the hooks of a language model.
+
+    Args:
+        model: 'demo', a folder, or a name such as 'gelu-1l'.
+    """
+    from pipeline import language_model
+
+    print("\n".join(language_model.load(model).hook_names))
+
+
+@artifacts.command(name="ls")
+def list_artifacts(stage: str | None = None, *, home: Home = None, as_json: AsJson = False) -> None:
+    """List artifacts, newest first.
+
+    Args:
+        stage: only those of one stage: tokenize, harvest, train, analyze or report.
+    """
+    found = _workspace(None, home).store.list(stage)
+    if as_json:
+        print(json.dumps([_described(artifact) for artifact in found], indent=2))
+        return
+    rows = [
+        [artifact.id, _size(artifact.manifest.total_bytes), str(len(artifact.manifest.files))] for artifact in found
+    ]
+    _print_table(["artifact", "size", "files"], rows)
+
+
+@artifacts.command
+def show(reference: str, *, home: Home = None) -> None:
+    """Print an artifact's config, parents, stats and place as JSON.
+
+    Args:
+        reference: id, unique prefix, tag, or a stage's name for its latest.
+    """
+    artifact = _workspace(None, home).store.resolve(reference)
+    detail = {"config": artifact.config, "stats": artifact.stats, "provenance": artifact.manifest.provenance}
+    print(json.dumps(_described(artifact) | detail, indent=2, default=str))
+
+
+@artifacts.command
+def verify(reference: str, *, home: Home = None) -> None:
+    """Check every file's size and sha256; exit code 1 if any differs.
+
+    Args:
+        reference: id, unique prefix or tag.
+    """
+    store = _workspace(None, home).store
+    artifact = store.resolve(reference)
+    done = 0
+    with for_stderr().track(f"verify {artifact.id}", artifact.manifest.total_bytes, "bytes") as advance:
+
+        def show_progress(bytes_done: int, _total: int) -> None:
+            nonlocal done
+            advance(bytes_done - done)
+            done = bytes_done
+
+        problems = store.verify(artifact, show_progress)
+    for problem in problems:
+        print(problem)
+    if problems:
+        sys.exit(EXIT_ERROR)
+    print(f"{artifact.id}: {len(artifact.manifest.files):,} files as committed")
+
+
+@artifacts.command
+def tag(name: str, reference: str, *, home: Home = None) -> None:
+    """Give an artifact a name that stays with it.
+
+    Args:
+        name: the tag.
+        reference: id, unique prefix or another tag.
+    """
+    store = _workspace(None, home).store
+    artifact = store.resolve(reference)
+    store.tag(name, artifact)
+    print(f"{name} -> {artifact.id}")
+
+
+@artifacts.command
+def lineage(reference: str, *, home: Home = None) -> None:
+    """Print what an artifact was made from, back to the tokens.
+
+    Args:
+        reference: id, unique prefix or tag.
+    """
+    store = _workspace(None, home).store
+
+    def walk(artifact: Artifact, role: str, depth: int) -> None:
+        print(f"{'  ' * depth}{role}{artifact.id}")
+        for parent_role in artifact.parents:
+            walk(store.parent(artifact, parent_role), f"{parent_role}: ", depth + 1)
+
+    walk(store.resolve(reference), "", 0)
+
+
+def main() -> None:
+    """Entry point of ``sparsemill``: turns errors into one line and an exit code."""
+    try:
+        app()
+    except SparsemillError as error:
+        print(f"sparsemill: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        print("sparsemill: interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _workspace(threads: int | None, home: Path | None) -> Workspace:
+    runtime = Runtime(threads=threads) if home is None else Runtime(root=home, threads=threads)
+    return Workspace.open(runtime, for_stderr())
+
+
+def _chain(preset: str, overrides: tuple[str, ...], threads: int | None, home: Path | None) -> Chain:
+    return Chain(load_preset(preset, overrides), _workspace(threads, home), run_directly)
+
+
+def _finish(artifact: Artifact) -> None:
+    print(artifact.id)
+    if artifact.stage == "report":
+        print(artifact.folder / "index.html")
+
+
+def _described(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "id": artifact.id,
+        "stage": artifact.stage,
+        "folder": str(artifact.folder),
+        "bytes": artifact.manifest.total_bytes,
+        "files": len(artifact.manifest.files),
+        "manifest_sha256": artifact.manifest_sha256,
+        "parents": {role: parent.id for role, parent in artifact.parents.items()},
+    }
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:,.1f} MiB"
+
+
+if __name__ == "__main__":
+    main()
