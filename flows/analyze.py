@@ -1,0 +1,32 @@
+"""The flow and deployment ``analyze``."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.runs import closing_state, open_chain
+
+
+@flow(name="analyze")
+def analyze(
+    preset: str = "demo",
+    overrides: list[str] | None = None,
+    sae: str | None = None,
+    only: list[str] | None = None,
+    root: str | None = None,
+    threads: int | None = None,
+) -> Any:
+    """Analyses an autoencoder and writes the report.
+
+    Args:
+        preset: a shipped preset's name, or the path of a TOML file.
+        overrides: ``stage.field=value`` each, on top of the preset.
+        sae: a trained autoencoder's id, unique prefix or tag, or ``latest``; the preset's own by default.
+        only: names of analyses; the preset's by default.
+        root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
+        threads: CPU threads; torch's own choice by default.
+    """
+    chain = open_chain(preset, overrides or [], root, threads)
+    artifact = None if sae is None else chain.workspace.store.resolve(sae, stage="train")
+    chain.report(artifact, only or ())
+    return closing_state(chain)
