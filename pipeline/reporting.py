@@ -66,7 +66,7 @@ def _inputs(title: str, sae: Artifact, findings: Mapping[str, Artifact], workspa
         "Training": f"{facts(sae)['steps']:,} steps on {run.train_tokens:,} rows ({epochs:.3g} epochs)",
     }
     return ReportInputs(
-        title=f"Sparse features of {run.model}",
+        title=f"Sparse features of {'the demo model' if run.model == 'demo' else run.model}",
         preset=title,
         facts=described,
         lineage=_lineage(tokens, activations, sae),

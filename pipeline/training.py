@@ -23,7 +23,7 @@ from pipeline import language_model
 from pipeline.config import TrainConfig
 from pipeline.evaluation import HeldOut, baseline_losses, measure_quality
 from pipeline.harvest import mean_activation
-from pipeline.interruption import deferred_interruption
+from pipeline.interruption import Interruption, deferred_interruption
 from pipeline.tokens import TokenTable
 from pipeline.workspace import Workspace
 from sae.autoencoder import Autoencoder
@@ -43,8 +43,23 @@ LOG = "training-log.parquet"
 RESAMPLINGS = "resamplings.json"
 DENSITIES = "densities.safetensors"
 
+LOG_SCHEMA = pa.schema(
+    [(name, pa.int64()) for name in ("step", "rows", "rows_seen", "resampled", "density_rows")]
+    + [("engine", pa.string())]
+    + [
+        (name, pa.float64())
+        for name in (
+            "loss", "l2", "l1", "l0", "fve", "loss_recovered",
+            "dead_fraction", "below_1e-6", "below_1e-5", "below_1e-4",
+            "learning_rate", "l1_coeff", "grad_norm", "decoder_norm_min", "decoder_norm_max",
+        )
+    ]
+)  # fmt: skip
+"""Columns of the training log; fixed, so that rows read back from a checkpoint give the bytes of rows never written."""
+
 Evaluate = Callable[[Autoencoder], float | None]
 _START_ROWS = 32_768
+_RESULT = "result"
 
 
 def train(config: TrainConfig, activations: Artifact, workspace: Workspace) -> Made:
@@ -109,8 +124,17 @@ class _Training:
 
     def produce(self, staging: Staging) -> Result:
         """Trains from the newest checkpoint, or from the start, to the last step."""
-        reader = ShardReader.of(self._activations)
         checkpoints = _Checkpoints(staging)
+        if _RESULT not in staging.finished:
+            with deferred_interruption() as interruption:
+                trainer, progress = self._train(checkpoints, interruption)
+            stats = self._write(staging, trainer, progress)
+            staging.finish(_RESULT, [WEIGHTS, SETTINGS, LOG, RESAMPLINGS, DENSITIES], stats)
+        checkpoints.clear()  # only now: until the result is journalled, they are all there is
+        return Result(staging.finished[_RESULT])
+
+    def _train(self, checkpoints: "_Checkpoints", interruption: Interruption) -> tuple[Trainer, _Progress]:
+        reader = ShardReader.of(self._activations)
         trainer, progress = self._restore(checkpoints) or self._start(reader)
         evaluate = self._evaluation()
         order = BatchOrder(
@@ -122,7 +146,6 @@ class _Training:
         with (
             self._workspace.reporter.track("train", steps, "steps", start=trainer.steps_taken) as advance,
             reader.batches(order, start=progress.reader) as batches,
-            deferred_interruption() as interruption,
         ):
             while trainer.steps_taken < steps:
                 batch = next(batches)
@@ -135,9 +158,7 @@ class _Training:
                     checkpoints.save(trainer, progress)
                     saved = time.monotonic()
                 interruption.stop_if_asked()
-        stats = self._write(staging, trainer, progress)
-        checkpoints.clear()
-        return Result(stats)
+        return trainer, progress
 
     def _start(self, reader: ShardReader) -> tuple[Trainer, _Progress]:
         rows = next(iter(reader.sequential(min(_START_ROWS, reader.n_rows)))).rows
@@ -208,7 +229,7 @@ class _Training:
         site = {"hook_name": self._activations.config["hook_name"], "model": self._activations.config["model"]}
         staging.write_bytes(WEIGHTS, safetensors.torch.save(autoencoder_tensors(sae)))
         staging.write_json(SETTINGS, {**site, "autoencoder": autoencoder_json(sae), "config": config})
-        staging.write_bytes(LOG, _parquet(pa.Table.from_pylist(progress.log)))
+        staging.write_bytes(LOG, _parquet(pa.Table.from_pylist(progress.log, schema=LOG_SCHEMA)))
         staging.write_json(RESAMPLINGS, progress.resamplings)
         staging.write_bytes(DENSITIES, safetensors.torch.save(_density_tensors(progress, sae.d_sae)))
         last = progress.log[-1]

@@ -140,7 +140,6 @@ def _compand(rows: Floats) -> Encoded:
     high = np.sqrt(np.maximum(rows.max(axis=1, initial=0), 0))
     span = low + high
     zero = np.rint(np.divide(255 * low, span, out=np.zeros(n, np.float32), where=span > 0))
-    zero = np.clip(zero, np.where(low > 0, 1, 0), np.where(high > 0, 254, 255)).astype(np.float32)
     below = np.divide(low, zero, out=np.zeros(n, np.float32), where=zero > 0)
     above = np.divide(high, 255 - zero, out=np.zeros(n, np.float32), where=zero < 255)
     step = np.maximum(below, above)

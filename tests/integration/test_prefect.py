@@ -31,17 +31,17 @@ class Team:
 
     environment: dict[str, str]
 
-    def prefect(self, *arguments: str, timeout: float = 240) -> str:
+    def prefect(self, *arguments: str, timeout: float = 240, fails: bool = False) -> str:
         done = subprocess.run(
             [PREFECT, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done.stdout
 
-    def run_deployment(self, name: str, *parameters: str) -> tuple[str, str]:
-        """Runs a deployment to its end; returns the state's name and message."""
+    def run_deployment(self, name: str, *parameters: str, fails: bool = False) -> tuple[str, str]:
+        """Runs a deployment to its end, which is a failure or not; returns the state's name and message."""
         flags = [flag for parameter in parameters for flag in ("-p", parameter)]
-        output = self.prefect("deployment", "run", f"{name}/{name}", *flags, "--watch")
+        output = self.prefect("deployment", "run", f"{name}/{name}", *flags, "--watch", fails=fails)
         found = re.search(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", output)
         assert found is not None, output
         with urllib.request.urlopen(f"{self.environment['PREFECT_API_URL']}/flow_runs/{found[0]}") as answer:
@@ -63,10 +63,9 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(*arguments: str) -> None:
-        log = (home / f"{arguments[0]}.log").open("wb")
-        processes.append(
-            subprocess.Popen([PREFECT, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        )
+        command = [PREFECT, *arguments]
+        with (home / f"{arguments[0]}.log").open("wb") as log:
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT))
 
     try:
         start("server", "start", "--host", "127.0.0.1", "--port", str(port))
@@ -111,6 +110,6 @@ def test_deployments_make_artifacts_and_then_find_them(team: Team, tiny_preset: 
 
 
 def test_bad_input_fails_the_run_with_its_message(team: Team):
-    state, message = team.run_deployment("harvest", "preset=demmo")
+    state, message = team.run_deployment("harvest", "preset=demmo", fails=True)
     assert state == "Failed"
     assert "no such preset" in message

@@ -121,6 +121,14 @@ def test_rows_of_a_chunk_meet_no_more_often_than_in_a_pool_shuffled_whole():
     assert same_chunk_rate(lane, range(lane.last_stage, lane.last_stage + 1)) < whole * 1.1
 
 
+def test_neighbours_in_a_stage_come_from_all_segments_that_it_mixes():
+    c, m = 32, 32 * 24
+    lane = EpochOrder(BatchOrder(4, 1, m, 1), 2000, c, 0).lanes()[0]
+    places = [lane.locate(lane.stage_order(stage))[0] for stage in range(3, lane.last_stage)]
+    alike = np.mean([(found[1:] == found[:-1]).mean() for found in places])
+    assert alike == pytest.approx((c / 3 - 1) / (m / 2), rel=0.1)
+
+
 def test_a_pool_of_fewer_than_twenty_chunks_is_refused_where_the_store_has_them():
     with pytest.raises(ConfigError, match="160"):
         epoch(20, 8, BatchOrder(1, 24, 159, 8))

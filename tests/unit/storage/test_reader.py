@@ -50,19 +50,20 @@ def test_rows_are_the_activations_of_their_tokens_each_once_an_epoch(reader: Sha
     assert len(set(tokens(batches))) == reader.n_rows == 480
 
 
-def test_batches_follow_the_order_computed_from_the_sizes_alone(reader: ShardReader, tmp_path: Path):
+@pytest.mark.parametrize("lanes", [1, 2, 8])
+def test_batches_follow_the_order_computed_from_the_sizes_alone(reader: ShardReader, tmp_path: Path, lanes: int):
+    order = replace(ORDER, lanes=lanes)
     group = zarr.open_group(tmp_path / GROUP_NAME, mode="r")
     stored = np.asarray(group["activations"][:])  # pyright: ignore[reportIndexIssue]
-    epoch = EpochOrder(ORDER, SMALL.n_chunks, SMALL.chunk_rows, 0)
+    epoch = EpochOrder(order, SMALL.n_chunks, SMALL.chunk_rows, 0)
     expected: list[list[npt.NDArray[np.float32]]] = [[] for _ in range(epoch.n_batches)]
     for lane in epoch.lanes():
-        order = np.concatenate([lane.stage_order(stage) for stage in range(lane.last_stage + 1)])
-        places, rows = lane.locate(order)
+        places, rows = lane.locate(np.concatenate([lane.stage_order(stage) for stage in range(lane.last_stage + 1)]))
         lane_rows = stored[lane.chunks[places] * SMALL.chunk_rows + rows]
         for number in range(epoch.n_batches):
             start, end = epoch.lane_span(lane, number)
             expected[number].append(lane_rows[start:end])
-    for batch, parts in zip(reader.epoch(ORDER), expected, strict=True):
+    for batch, parts in zip(reader.epoch(order), expected, strict=True):
         np.testing.assert_array_equal(batch.rows, np.concatenate(parts))
 
 

@@ -105,6 +105,14 @@ def test_discard_drops_the_unit_and_all_its_files_for_good(tmp_path: Path):
     assert list(staging(tmp_path).finished) == ["w1", "w0"]
 
 
+def test_a_discarded_unit_stays_discarded_even_if_its_files_come_back(tmp_path: Path):
+    stage = with_two_units(tmp_path)
+    stage.discard("w0/data")
+    stage.write_bytes("w0/data", b"w0")
+    stage.write_json("w0/more", {"unit": "w0"})
+    assert list(staging(tmp_path).finished) == ["w1"]
+
+
 def test_discard_of_a_loose_file(tmp_path: Path):
     stage = with_two_units(tmp_path)
     stage.write_bytes("loose", b"x")
