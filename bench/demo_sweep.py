@@ -1,8 +1,8 @@
 """The sweep that chose the demo's autoencoder: ``python -m bench.demo_sweep``.
 
-Trains variants of the demo's preset for 600 steps at learning rate 3e-3 (the base), through the artifact store, on the demo's activations, and writes
-``bench/results/demo-sweep.json`` (variants, figures, machine). Loss recovered is that of the training log: 64 held-out
-prompts. docs/demo.md shows the table.
+Trains variants of the demo's preset for 600 steps at learning rate 3e-3 (the base), through the artifact store, on the
+demo's activations, and writes ``bench/results/demo-sweep.json`` (variants, figures, machine). Loss recovered is that of
+the training log: 64 held-out prompts. docs/demo.md shows the table.
 """
 
 import json

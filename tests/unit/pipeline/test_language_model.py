@@ -1,6 +1,9 @@
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +121,43 @@ def test_shipped_model_is_small_and_loads():
     assert (model.n_ctx, model.d_vocab, model.W_out(0).shape) == (128, 4096, (512, 128))
     assert len(model.token_strings()) == 4096
     assert (model.bos_id, model.eos_id) == (0, 1)
+
+
+def test_a_hub_repository_loads_from_the_cache_without_a_network(tiny_model: Path, tmp_path: Path):
+    def cache(repository: str, files: dict[str, Path]) -> None:
+        folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+        snapshot = folder / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0" * 40)
+        for name, file in files.items():
+            shutil.copy(file, snapshot / name)
+
+    config = json.loads((tiny_model / "config.json").read_text()) | {
+        "tokenizer_name": "NeelNanda/gpt-neox-tokenizer-digits"
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = load_file(tiny_model / "model.safetensors")
+    state |= {"blocks.0.attn.mask": torch.ones(16, 16).tril().bool(), "blocks.0.attn.IGNORE": torch.tensor(-1e5)}
+    torch.save(state, tmp_path / "final.pth")
+    cache(
+        "NeelNanda/GELU_1L512W_C4_Code",
+        {"config.json": tmp_path / "config.json", "model_final.pth": tmp_path / "final.pth"},
+    )
+    cache("NeelNanda/gpt-neox-tokenizer-digits", {"tokenizer.json": tiny_model / "tokenizer.json"})
+    code = (
+        "import torch; from pipeline import language_model as lm; model = lm.load('gelu-1l');"
+        "print(model.logits(torch.arange(8)[None]).double().sum().item(), model.hook_names[0])"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.returncode == 0, done.stderr
+    expected = language_model.load(str(tiny_model)).logits(torch.arange(8)[None]).double().sum().item()
+    assert float(done.stdout.split()[0]) == pytest.approx(expected, rel=1e-6, abs=1e-4)
