@@ -145,7 +145,7 @@ def show(reference: str, *, home: Home = None) -> None:
     print(json.dumps(_described(artifact) | detail, indent=2, default=str))
 
 
-@artifacts.command
+@app.command
 def verify(reference: str, *, home: Home = None) -> None:
     """Check every file's size and sha256; exit code 1 if any differs.
 

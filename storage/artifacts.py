@@ -20,7 +20,7 @@ import platform
 import re
 import socket
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,7 +108,11 @@ class ArtifactStore:
     def ids(self, stage: str | None = None) -> "list[str]":
         """Ids of all artifacts, or of one stage, newest first, without reading their manifests."""
         manifests = self.root.glob(f"{stage or '[a-z]*'}/*/{MANIFEST_NAME}")
-        found = [(path.stat().st_mtime_ns, path.parent.name) for path in manifests if is_id(path.parent.name)]
+        found: list[tuple[int, str]] = []
+        for path in manifests:
+            with suppress(FileNotFoundError):  # removed since the folder was listed
+                if is_id(path.parent.name):
+                    found.append((path.stat().st_mtime_ns, path.parent.name))
         return [artifact_id for _, artifact_id in sorted(found, reverse=True)]
 
     def resolve(self, reference: str, *, stage: str | None = None) -> Artifact:

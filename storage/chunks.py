@@ -119,7 +119,7 @@ class ChunkFiles:
             where=self.folder / name,
             found=found,
             expected=expected,
-            remedy=f"'sparsemill verify {self.artifact_id} --repair' recomputes its window",
+            remedy=f"'sparsemill verify {self.artifact_id}' lists all damage; remove its folder to compute it again",
         )
 
     def _read(self, array: ShardedArray, shard: int, inner: int, out: npt.NDArray[np.generic]) -> int:

@@ -102,8 +102,8 @@ def _produce(source: Generator[object], channel: "_Channel[object]") -> None:
 
 def _put(channel: "_Channel[object]", item: object) -> bool:
     with channel.changed:
-        channel.changed.wait_for(lambda: channel.stopped or len(channel.items) < channel.depth)
-        if channel.stopped:
+        channel.changed.wait_for(lambda: len(channel.items) < channel.depth)
+        if channel.stopped:  # close() empties the channel, so that nobody waits here for room
             return False
         channel.items.append(item)
         channel.changed.notify_all()

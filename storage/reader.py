@@ -3,8 +3,8 @@
 The order is a pure function (storage.order); lanes hold their chunks in memory (storage.pool); chunks are read
 straight from the shard files and always checked (storage.chunks); batches are made ahead in a thread
 (storage.prefetch). Rows are gathered in the stored dtype and cast to float32 last. Memory: about twice the pool's
-rows in the stored dtype, a W-th of it on each of W ranks, and the prefetched batches. Rejected for the hot path:
-zarr-python, zarrs and tensorstore, which all read the files as well, but copy each chunk more often.
+rows in the stored dtype, a W-th of it on each of W ranks, and the prefetched batches. zarr-python and
+tensorstore read the same files; which of them would serve the hot path as fast has not been measured here yet.
 """
 
 import json

@@ -45,7 +45,7 @@ def test_artifacts_can_be_listed_shown_verified_tagged_and_traced(home: Path):
     assert [line.split("-")[0].strip() for line in lineage.splitlines()] == [
         "train", "activations: harvest", "tokens: tokenize",
     ]  # fmt: skip
-    assert sparsemill("artifacts", "verify", "mine", home=home).returncode == 0
+    assert sparsemill("verify", "mine", home=home).returncode == 0
 
 
 def test_analyze_takes_any_reference_and_a_choice_of_analyses(home: Path, tiny_preset: Path):
@@ -67,7 +67,7 @@ def test_verify_finds_a_flipped_bit(home: Path, tmp_path: Path, tiny_preset: Pat
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
     shard.write_bytes(data)
-    done = sparsemill("artifacts", "verify", folder.name, home=copy)
+    done = sparsemill("verify", folder.name, home=copy)
     assert done.returncode == 1
     assert shard.relative_to(folder).as_posix() in done.stdout
     # Reading it is an error that names the shard, never wrong rows.
