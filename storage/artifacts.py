@@ -19,8 +19,8 @@ import os
 import platform
 import re
 import socket
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from time import monotonic
 from typing import Literal, cast
 
 from storage import atomic
-from storage.artifact import Artifact, Problem, open_folder, verify
+from storage.artifact import Artifact, Problem, open_folder
 from storage.errors import (
     AmbiguousReference,
     ArtifactNotFound,
@@ -40,6 +40,7 @@ from storage.errors import (
 from storage.fingerprint import Json, canonical_json
 from storage.manifest import FORMAT_VERSION, MANIFEST_NAME, RUN_NAME, Manifest, Parent, Spec, is_id, stage_of
 from storage.staging import Staging
+from storage.verification import verify
 
 __all__ = ["Artifact", "ArtifactStore", "Made", "Parent", "Problem", "Result", "Spec", "Staging"]
 
@@ -82,12 +83,14 @@ class ArtifactStore:
 
     def __init__(self, root: Path):
         self.root = root
+        self._superseded: set[str] = set()
         self._check_root()
 
     def find(self, spec: Spec) -> Artifact | None:
         """The committed artifact of a spec, or None; never computes."""
         folder = self._folder(spec.id)
-        return open_folder(folder) if (folder / MANIFEST_NAME).is_file() else None
+        found = open_folder(folder) if (folder / MANIFEST_NAME).is_file() else None
+        return None if found is None or found.manifest_sha256 in self._superseded else found
 
     def open(self, artifact_id: str) -> Artifact:
         """The artifact of a full id.
@@ -201,45 +204,95 @@ class ArtifactStore:
                 so that no artifact mixes two.
             on_wait: called if another process is making the same artifact, before waiting for it.
         """
-        found = self.find(spec)
-        if found is not None:
-            return Made(found, "cached")
-        with self._lock(spec.id, on_wait):
-            found = self.find(spec)
-            if found is not None:
-                atomic.remove_tree(self._staging_folder(spec.id))
-                return Made(found, "cached")
-            return self._stage_and_commit(spec, produce, provenance)
+        return self.make_together([spec], lambda stagings: [produce(stagings[0])], provenance, on_wait)[0]
+
+    def make_together(
+        self,
+        specs: Sequence[Spec],
+        produce: Callable[[Sequence[Staging]], Sequence[Result]],
+        provenance: Mapping[str, Json],
+        on_wait: Callable[[], None] | None = None,
+    ) -> "list[Made]":
+        """As :meth:`make`, for artifacts that one pass can make together; those that are there already are found.
+
+        Args:
+            specs: the questions, no two alike.
+            produce: stages the files of the missing ones, in the order of ``specs``.
+            provenance: see :meth:`make`.
+            on_wait: see :meth:`make`.
+
+        Returns:
+            An entry a spec, in their order.
+        """
+        made = self._found(specs)
+        missing = [spec for spec in specs if spec.id not in made]
+        with ExitStack() as locks:
+            for spec in sorted(missing, key=lambda spec: spec.id):  # in one order, so that no two processes deadlock
+                locks.enter_context(self.lock(spec.id, on_wait))
+            for artifact_id, found in self._found(missing).items():  # made while this process waited
+                made[artifact_id] = found
+                atomic.remove_tree(self._staging_folder(artifact_id))
+            missing = [spec for spec in missing if spec.id not in made]
+            if missing:
+                made |= self._stage_and_commit(missing, produce, provenance)
+        return [made[spec.id] for spec in specs]
+
+    def _found(self, specs: Sequence[Spec]) -> dict[str, Made]:
+        found = {spec.id: self.find(spec) for spec in specs}
+        return {artifact_id: Made(artifact, "cached") for artifact_id, artifact in found.items() if artifact}
 
     def _stage_and_commit(
-        self, spec: Spec, produce: Callable[[Staging], Result], provenance: Mapping[str, Json]
-    ) -> Made:
+        self,
+        specs: Sequence[Spec],
+        produce: Callable[[Sequence[Staging]], Sequence[Result]],
+        provenance: Mapping[str, Json],
+    ) -> dict[str, Made]:
         started, clock = datetime.now(UTC), monotonic()
-        staging = Staging(self._staging_folder(spec.id), spec, provenance)
-        status: Literal["made", "resumed"] = "resumed" if staging.finished else "made"
-        result = produce(staging)
-        manifest = Manifest(spec, staging.seal(), result.stats, provenance)
+        stagings = [Staging(self._staging_folder(spec.id), spec, provenance) for spec in specs]
+        resumed = [bool(staging.finished) for staging in stagings]
+        results = produce(stagings)
         run: dict[str, Json] = {
             "started": started.isoformat(),
             "finished": datetime.now(UTC).isoformat(),
             "seconds": round(monotonic() - clock, 3),
-            "status": status,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "python": platform.python_version(),
         }
+        made: dict[str, Made] = {}
+        for staging, result, again in zip(stagings, results, resumed, strict=True):
+            status: Literal["made", "resumed"] = "resumed" if again else "made"
+            manifest = Manifest(staging.spec, staging.seal(), result.stats, provenance)
+            made[staging.spec.id] = Made(self._commit(staging, manifest, run | {"status": status}), status)
+        return made
+
+    def _commit(self, staging: Staging, manifest: Manifest, run: Mapping[str, Json]) -> Artifact:
         atomic.replace_file(staging.folder / RUN_NAME, canonical_json(run))
         atomic.replace_file(staging.folder / MANIFEST_NAME, manifest.to_bytes())
-        folder = self._folder(spec.id)
+        folder = self._folder(staging.spec.id)
         atomic.make_folder(folder.parent)
-        if folder.exists():  # without a manifest, as find() found none: what is left of a removed artifact
-            atomic.remove_tree(folder)
+        if folder.exists():  # superseded, or without a manifest: what is left of a removed artifact
+            atomic.rename(folder, staging.folder.with_name("replaced"))
         atomic.rename(staging.folder, folder)
-        atomic.remove_tree(self._staging_folder(spec.id))
-        return Made(open_folder(folder), status)
+        atomic.remove_tree(self._staging_folder(staging.spec.id))
+        return open_folder(folder)
 
     @contextmanager
-    def _lock(self, artifact_id: str, on_wait: Callable[[], None] | None) -> Generator[None]:
+    def superseding(self, artifact: Artifact) -> Generator[None]:
+        """Within the block an artifact does not count as there: making its spec computes it again and replaces it.
+
+        The old folder stays until the commit, which moves it aside and the new one in its place; after a crash between
+        the two, making the spec again commits what is staged.
+        """
+        self._superseded.add(artifact.manifest_sha256)
+        try:
+            yield
+        finally:
+            self._superseded.discard(artifact.manifest_sha256)
+
+    @contextmanager
+    def lock(self, artifact_id: str, on_wait: Callable[[], None] | None = None) -> Generator[None]:
+        """Holds an id's lock, as whoever makes or mends its artifact does; not twice within one thread."""
         self._create()
         folder = self.root / ".locks"
         atomic.make_folder(folder)

@@ -33,6 +33,8 @@ Data: TypeAlias = "bytes | bytearray | memoryview | npt.NDArray[np.generic]"
 """Bytes, or a C-contiguous array written as its bytes."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
+_COPY_BYTES = 1 << 22
 
 
 class _Hook:
@@ -106,10 +108,12 @@ def make_folder(path: Path, *, durable: bool = True) -> None:
 def write_file(path: Path, pieces: Iterable[Data]) -> None:
     """Writes a file from its pieces in order, replacing what was there; not atomic, not yet durable.
 
+    It is always a new file: what was there keeps its bytes under its other names (hard links), if it has any.
     Operations: ``open``, ``write``, ``close``.
     """
     with _step("open", path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         _write_all(descriptor, pieces, path)
     finally:
@@ -121,9 +125,17 @@ def replace_file(path: Path, data: Data) -> None:
 
     Operations: ``open``, ``write``, ``close``, ``fsync``, ``rename``, ``fsync-folder``.
     """
+    stream_file(path, [data])
+
+
+def stream_file(path: Path, pieces: Iterable[Data]) -> None:
+    """As :func:`replace_file`, from pieces in order; an error of theirs, the last one's included, leaves the old bytes.
+
+    So an iterator may check what passes through it, and refuse the whole at its end.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        write_file(temporary, [data])
+        write_file(temporary, pieces)
         _sync(temporary)
         rename(temporary, path)
     except BaseException:
@@ -177,10 +189,19 @@ def rename(source: Path, target: Path) -> None:
         sync_folder(source.parent)
 
 
-def link(source: Path, target: Path) -> None:
-    """Gives a file a second name on the same file system, so that its bytes are kept once. Operation: ``link``."""
-    with _step("link", target):
-        target.hardlink_to(source)
+def link_or_copy(source: Path, target: Path) -> None:
+    """Gives a file a second name, so that its bytes are kept once; copies it where the file system has no such links.
+
+    Operations: ``link``, and for a copy those of :func:`write_file`. ``target`` must not exist.
+    """
+    try:
+        with _step("link", target):
+            target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with source.open("rb") as file:
+            write_file(target, iter(lambda: file.read(_COPY_BYTES), b""))
 
 
 def remove_file(path: Path) -> None:

@@ -9,7 +9,7 @@ Rejected: pickle or repr (neither is stable), RFC 8785 (it reads integers as dou
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -68,6 +68,14 @@ def sha256_file(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def sha256_pieces(pieces: Iterable[object]) -> str:
+    """sha256 of buffers laid end to end, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(memoryview(cast("bytes", piece)).cast("B"))
     return digest.hexdigest()
 
 

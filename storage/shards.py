@@ -24,9 +24,9 @@ import numpy.typing as npt
 from storage import atomic
 from storage.encoding import DECODING, ENCODINGS, Encoding, Floats, encode, stored_dtype
 from storage.errors import ConfigError, InputError, NumericsError
-from storage.fingerprint import Json
-from storage.manifest import FORMAT_VERSION
-from storage.shuffle import Indices, prompt_order, window_places
+from storage.fingerprint import Json, sha256_pieces
+from storage.manifest import FORMAT_VERSION, FileRecord
+from storage.shuffle import prompt_order, window_places
 from storage.zarr_files import METADATA_NAME, ShardedArray, group_metadata
 
 __all__ = ["GROUP_NAME", "Layout", "WindowBuffer", "create_group", "prompt_order"]
@@ -229,21 +229,31 @@ class WindowBuffer:
             InputError: prompts outside the window, or added before.
         """
         layout = self.layout
-        n = len(rows)
         if rows.shape[1:] != (layout.positions, layout.d_in):
             raise InputError("rows of another shape", found=rows.shape, expected=("n", layout.positions, layout.d_in))
-        taken = slice(first_prompt, first_prompt + n)
-        if first_prompt < 0 or first_prompt + n > layout.window_prompts or self._present[taken].any():
-            raise InputError("prompts outside the window, or added twice", found=f"{first_prompt} and {n} on")
-        codes, scale = self._encode(first_prompt, rows)
+        self._taken(first_prompt, len(rows))
+        self.place(first_prompt, *self._encode(first_prompt, rows))
+
+    def place(self, first_prompt: int, codes: npt.NDArray[np.generic], scale: Floats | None = None) -> None:
+        """Puts rows that are encoded already, and known to be finite, at their places.
+
+        Args:
+            first_prompt: index within the window of the first of these prompts.
+            codes: (n * positions, d_in), of the encoding's stored dtype: n consecutive prompts of the window.
+            scale: float32 (n * positions, 2), for uint8.
+
+        Raises:
+            InputError: prompts outside the window, or added before.
+        """
+        taken = self._taken(first_prompt, len(codes) // self.layout.positions)
         places = self._places[taken].reshape(-1)
         self._rows["activations"][places] = codes
         if scale is not None:
             self._rows["scale"][places] = scale
         self._present[taken] = True
 
-    def write(self, folder: Path, *, group: str = GROUP_NAME, threads: int = 2) -> list[str]:
-        """Writes the window's files, not yet durable.
+    def write(self, folder: Path, *, group: str = GROUP_NAME, threads: int = 2) -> dict[str, FileRecord]:
+        """Writes the window's files, not yet durable, and hashes their bytes on the way.
 
         Args:
             folder: the artifact's (staging) folder.
@@ -251,12 +261,12 @@ class WindowBuffer:
             threads: that write at once.
 
         Returns:
-            Names of the files written, relative to ``folder``.
+            Size and sha256 of each file by its name relative to ``folder``.
         """
         if not self._present.all():
             missing = int(np.flatnonzero(~self._present)[0])
             raise InputError("the window is not complete", where=f"window {self.window}", found=f"no prompt {missing}")
-        names: list[str] = []
+        records: dict[str, FileRecord] = {}
         columns: list[npt.NDArray[np.uint32]] = []
         with ThreadPoolExecutor(threads) as pool:
             for name, rows in self._rows.items():
@@ -267,11 +277,17 @@ class WindowBuffer:
                     for i, shard in enumerate(shards)
                 ]
                 written = [job.result() for job in jobs]
-                names += [file for file, _ in written]
-                columns.append(np.concatenate([checksums for _, checksums in written]))
+                records |= {file: record for file, record, _ in written}
+                columns.append(np.concatenate([checksums for _, _, checksums in written]))
         table = np.ascontiguousarray(np.stack(columns, axis=1), "<u4")
-        names.append(self._write_shard(folder, group, self._arrays["checksum"], self.window, table)[0])
-        return names
+        file, record, _ = self._write_shard(folder, group, self._arrays["checksum"], self.window, table)
+        return records | {file: record}
+
+    def _taken(self, first_prompt: int, n_prompts: int) -> slice:
+        taken = slice(first_prompt, first_prompt + n_prompts)
+        if first_prompt < 0 or taken.stop > self.layout.window_prompts or self._present[taken].any():
+            raise InputError("prompts outside the window, or added twice", found=f"{first_prompt} and {n_prompts} on")
+        return taken
 
     def _encode(self, first_prompt: int, rows: Floats) -> tuple[npt.NDArray[np.generic], Floats | None]:
         layout = self.layout
@@ -293,16 +309,34 @@ class WindowBuffer:
     @staticmethod
     def _write_shard(
         folder: Path, group: str, array: ShardedArray, shard: int, rows: npt.NDArray[np.generic]
-    ) -> tuple[str, npt.NDArray[np.uint32]]:
+    ) -> tuple[str, FileRecord, npt.NDArray[np.uint32]]:
         pieces, checksums = array.shard_pieces(rows)
         name = f"{group}/{array.shard_name(shard)}"
         path = folder / name
         atomic.make_folder(path.parent, durable=False)
         atomic.write_file(path, pieces)
-        return name, checksums
+        return name, FileRecord(array.shard_bytes, sha256_pieces(pieces)), checksums
 
 
-def window_prompts(layout: Layout, window: int) -> Indices:
-    """The prompt numbers of a window in the order in which the model sees them; int64 (window_prompts,)."""
-    size = layout.window_prompts
-    return prompt_order(layout.seed, layout.n_prompts)[window * size : (window + 1) * size]
+def window_files(layout: Layout, window: int, *, group: str = GROUP_NAME) -> list[str]:
+    """Names of the files that :meth:`WindowBuffer.write` writes for a window, relative to the artifact's folder."""
+    return [
+        f"{group}/{array.shard_name(shard)}"
+        for array in layout.arrays().values()
+        for shard in _shards_of(array, layout, window)
+    ]
+
+
+def window_of(layout: Layout, name: str, *, group: str = GROUP_NAME) -> int | None:
+    """The window that a file of a store belongs to, or None for its metadata and for what is no file of it."""
+    for array in layout.arrays().values():
+        prefix, suffix = f"{group}/{array.name}/c/", array.shard_name(0).removeprefix(f"{array.name}/c/0")
+        shard = name.removeprefix(prefix).removesuffix(suffix)
+        if shard.isdecimal() and name == f"{group}/{array.shard_name(int(shard))}" and int(shard) < array.n_shards:
+            return int(shard) * layout.n_windows // array.n_shards
+    return None
+
+
+def _shards_of(array: ShardedArray, layout: Layout, window: int) -> range:
+    per_window = array.n_shards // layout.n_windows
+    return range(window * per_window, (window + 1) * per_window)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import cast
 
 from storage import atomic
-from storage.artifact import file_names
+from storage.artifact import Artifact, file_names
 from storage.errors import InputError
 from storage.fingerprint import Json, canonical_json, seal_json, sha256_file, unseal_json
 from storage.manifest import FORMAT_VERSION, FileRecord, Spec, safe_name
@@ -72,18 +72,22 @@ class Staging:
         """Writes a file of canonical JSON."""
         self.write_bytes(name, canonical_json(value))
 
-    def finish(self, unit: str, files: Sequence[str], data: Mapping[str, Json] | None = None) -> None:
+    def finish(
+        self, unit: str, files: Sequence[str] | Mapping[str, FileRecord], data: Mapping[str, Json] | None = None
+    ) -> None:
         """Records that a unit of work is done: after this it survives any crash.
 
         Args:
             unit: its name; not finished already.
-            files: names of the files it consists of, none of them part of another unit.
+            files: names of the files it consists of, none of them part of another unit; or, where their bytes were
+                hashed on the way to the disk, what they must be by name, so that they are not read again.
             data: what the stage wants to know about it when resuming, as JSON.
         """
         if unit in self._units or any(name in self._owner for name in files):
             raise InputError("a unit, or a file of it, was finished before", where=unit, found=sorted(files)[:3])
         paths = [self.folder / safe_name(name) for name in files]
-        records = {name: _record(path) for name, path in zip(files, paths, strict=True)}
+        records = dict(files) if isinstance(files, Mapping) else {}
+        records |= {name: _record(path) for name, path in zip(files, paths, strict=True) if name not in records}
         atomic.sync_files(paths, top=self.folder)
         line: dict[str, Json] = {
             "unit": unit,
@@ -92,6 +96,27 @@ class Staging:
         }
         self._append(line)
         self._claim(unit, records, cast("Mapping[str, Json]", json.loads(canonical_json(data or {}))))
+
+    def adopt(self, unit: str, names: Sequence[str], artifact: Artifact) -> bool:
+        """Takes a unit's files over from a committed artifact, by hard links where the file system has them.
+
+        The caller vouches that both were made alike; here each file is read once, to compare its hash.
+
+        Args:
+            unit: its name; not finished already.
+            names: of the files it consists of, the same in both.
+            artifact: which has them.
+
+        Returns:
+            Whether the unit is finished now; False, and nothing was taken, where a file is not as it was committed.
+        """
+        records = {name: artifact.manifest.files[name] for name in names if name in artifact.manifest.files}
+        if len(records) < len(names) or not _all_match(artifact.folder, records):
+            return False
+        for name in names:
+            atomic.link_or_copy(artifact.folder / name, self.path(name))
+        self.finish(unit, records)
+        return True
 
     def discard(self, name: str) -> None:
         """Removes a file. A unit that it was part of is no longer finished, and its other files go with it."""

@@ -1,7 +1,7 @@
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -351,3 +351,79 @@ def test_verify_counts_all_bytes_even_those_of_missing_files(store: ArtifactStor
     calls: list[tuple[int, int]] = []
     store.verify(artifact, lambda done, total: calls.append((done, total)))
     assert calls[-1] == (artifact.manifest.total_bytes, artifact.manifest.total_bytes)
+
+
+def test_a_superseded_artifact_is_made_again_and_replaced_at_the_commit_only(store: ArtifactStore):
+    old = make(store).artifact
+    (old.folder / "extra").write_bytes(b"")
+
+    def produce(staging: Staging) -> Result:
+        assert store.open(old.id) == old
+        staging.write_bytes("data", b"other bytes")
+        return Result({})
+
+    with store.superseding(old):
+        assert store.find(old.spec) is None
+        made = store.make(old.spec, produce, provenance={"device": "other"})
+        again = store.make(old.spec, produce, provenance={"device": "other"})
+    assert (made.status, again.status) == ("made", "cached")
+    assert made.artifact.id == old.id
+    assert store.open(old.id) == made.artifact
+    assert sorted(contents(made.artifact.folder)) == ["data", "manifest.json", "run.json"]
+    assert list((store.root / ".staging").iterdir()) == []
+    assert make(store).status == "cached"
+
+
+def test_a_superseding_that_fails_leaves_the_old_artifact(store: ArtifactStore):
+    old = make(store).artifact
+
+    def fail(staging: Staging) -> Result:
+        raise StorageFull("no room", needed_bytes=0, free_bytes=0)
+
+    with pytest.raises(StorageFull), store.superseding(old):
+        store.make(old.spec, fail, provenance={})
+    assert store.find(old.spec) == old
+    assert store.verify(old) == []
+
+
+def make_together(store: ArtifactStore, seeds: Sequence[int]) -> tuple[list[Made], list[str]]:
+    computed: list[str] = []
+
+    def produce(stagings: Sequence[Staging]) -> list[Result]:
+        for staging in stagings:
+            staging.write_bytes("data", str(staging.spec.config["seed"]).encode())
+            computed.append(staging.spec.id)
+        return [Result({"seed": staging.spec.config["seed"]}) for staging in stagings]
+
+    return store.make_together([spec_of(seed) for seed in seeds], produce, {"device": "cpu"}), computed
+
+
+def test_artifacts_made_together_are_those_made_alone_and_only_the_missing_are_made(
+    store: ArtifactStore, tmp_path: Path
+):
+    (alone,), _ = make_together(ArtifactStore(tmp_path / "alone"), [2])
+    make_together(store, [1])
+    made, computed = make_together(store, [3, 1, 2])
+    assert [(m.artifact.config["seed"], m.status) for m in made] == [(3, "made"), (1, "cached"), (2, "made")]
+    assert computed == [spec_of(3).id, spec_of(2).id]
+    assert made[2].artifact.manifest_sha256 == alone.artifact.manifest_sha256
+    assert list((store.root / ".staging").iterdir()) == []
+
+
+def test_locks_are_taken_in_one_order_whatever_the_order_asked_for(store: ArtifactStore):
+    taken: list[list[str]] = []
+    for seeds in ([1, 2, 3], [3, 2, 1]):
+        locks: list[str] = []
+
+        def see(operation: str, path: Path, locks: list[str] = locks) -> None:
+            if operation == "lock":
+                locks.append(path.name)
+
+        previous = atomic.set_fault_hook(see)
+        try:
+            make_together(ArtifactStore(store.root.with_name(f"store-{seeds[0]}")), seeds)
+        finally:
+            atomic.set_fault_hook(previous)
+        taken.append(locks)
+    assert taken[0] == taken[1] == sorted(taken[0])
+    assert len(taken[0]) == 3

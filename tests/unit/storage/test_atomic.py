@@ -102,10 +102,29 @@ def test_rename_between_folders_syncs_both(tmp_path: Path, steps: list[tuple[str
     assert (tmp_path / "b/g").read_bytes() == b"x"
 
 
-def test_link_shares_the_bytes(tmp_path: Path):
+def test_link_shares_the_bytes_until_one_name_is_written_again(tmp_path: Path):
     (tmp_path / "f").write_bytes(b"x")
-    atomic.link(tmp_path / "f", tmp_path / "g")
+    atomic.link_or_copy(tmp_path / "f", tmp_path / "g")
     assert (tmp_path / "f").samefile(tmp_path / "g")
+    atomic.write_file(tmp_path / "g", [b"y"])
+    assert (tmp_path / "f").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM])
+def test_where_there_are_no_links_the_bytes_are_copied(tmp_path: Path, number: int):
+    (tmp_path / "f").write_bytes(b"x" * 10)
+
+    def refuse(operation: str, path: Path) -> None:
+        if operation == "link":
+            raise OSError(number, os.strerror(number), str(path))
+
+    previous = atomic.set_fault_hook(refuse)
+    try:
+        atomic.link_or_copy(tmp_path / "f", tmp_path / "g")
+    finally:
+        atomic.set_fault_hook(previous)
+    assert (tmp_path / "g").read_bytes() == b"x" * 10
+    assert not (tmp_path / "f").samefile(tmp_path / "g")
 
 
 def test_removing_what_is_not_there_is_no_error(tmp_path: Path):
@@ -187,3 +206,15 @@ def test_set_fault_hook_returns_the_one_before(hook_reset: None):
 
     assert atomic.set_fault_hook(hook) is None
     assert atomic.set_fault_hook(None) is hook
+
+
+def test_a_stream_that_fails_at_its_end_leaves_the_old_bytes(tmp_path: Path):
+    def refused() -> Generator[bytes]:
+        yield b"new"
+        raise ValueError("not what was wanted")
+
+    atomic.stream_file(tmp_path / "f", iter([b"old", b" bytes"]))
+    with pytest.raises(ValueError, match="not what was wanted"):
+        atomic.stream_file(tmp_path / "f", refused())
+    assert (tmp_path / "f").read_bytes() == b"old bytes"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]

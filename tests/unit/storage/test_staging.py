@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from storage import atomic
+from storage.artifacts import Artifact, ArtifactStore, Result
 from storage.errors import InputError
 from storage.manifest import FileRecord, Spec
 from storage.staging import Staging
@@ -171,3 +172,44 @@ def test_files_are_durable_before_the_journal_names_them(tmp_path: Path):
     synced = [("fsync", "data"), ("fsync-folder", "files"), ("fsync-folder", "a"), ("fsync-folder", "b")]
     journaled = [("append", "journal.jsonl"), ("write", "journal.jsonl"), ("fsync", "journal.jsonl")]
     assert steps[:7] == synced + journaled
+
+
+def committed(root: Path) -> Artifact:
+    def produce(stage: Staging) -> Result:
+        for unit in ("w0", "w1"):
+            stage.write_bytes(f"{unit}/data", unit.encode())
+        return Result({})
+
+    return ArtifactStore(root).make(Spec("harvest", 1, {"seed": 2}), produce, provenance={"device": "cpu"}).artifact
+
+
+def test_a_unit_is_adopted_from_an_artifact_by_a_link_and_survives_a_restart(tmp_path: Path):
+    artifact = committed(tmp_path / "store")
+    assert staging(tmp_path / "new").adopt("w0", ["w0/data"], artifact)
+    again = staging(tmp_path / "new")
+    assert list(again.finished) == ["w0"]
+    assert (again.folder / "w0/data").samefile(artifact.folder / "w0/data")
+    again.discard("w0/data")
+    assert (artifact.folder / "w0/data").read_bytes() == b"w0"
+
+
+@pytest.mark.parametrize("damage", [b"w8", b"w", None])
+def test_nothing_is_adopted_that_is_not_as_it_was_committed(tmp_path: Path, damage: bytes | None):
+    artifact = committed(tmp_path / "store")
+    (artifact.folder / "w0/data").unlink()
+    if damage is not None:
+        (artifact.folder / "w0/data").write_bytes(damage)
+    stage = staging(tmp_path / "new")
+    assert not stage.adopt("w0", ["w0/data"], artifact)
+    assert not stage.adopt("w0", ["w0/data", "w0/more"], artifact)
+    assert list(stage.finished) == []
+    assert not (stage.folder / "w0").exists()
+
+
+def test_records_given_with_a_unit_are_taken_and_checked_when_resuming(tmp_path: Path):
+    stage = staging(tmp_path)
+    for unit, digest in (("good", SHA_OF_ABC), ("bad", "0" * 64)):
+        stage.write_bytes(unit, b"abc")
+        stage.finish(unit, {unit: FileRecord(3, digest)})
+    assert list(stage.finished) == ["good", "bad"]
+    assert list(staging(tmp_path).finished) == ["good"]
