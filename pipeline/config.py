@@ -83,6 +83,9 @@ class HarvestConfig(StageModel):
     """The model whose activations are harvested."""
     hook_name: str = "blocks.0.mlp.hook_post"
     """TransformerLens's name of the site."""
+    also_hook_names: tuple[str, ...] = ()
+    """Further sites harvested in the same pass, each an artifact of its own over the same prompts in the same order.
+    Not identity: an artifact is the same whichever others were harvested beside it."""
     include_bos: bool = False
     """Whether position 0 is harvested too. Its activation is constant; the post kept it (RECIPE, Model and data)."""
     window_prompts: int = Field(gt=0)
@@ -93,10 +96,10 @@ class HarvestConfig(StageModel):
     """Rows of an inner chunk: the unit of reading and of checksums. Divides ``window_prompts``."""
     encoding: Encoding = "float16"
     """How rows are stored."""
-    model_batch_prompts: int = Field(default=32, gt=0)
+    model_batch_prompts: int = Field(default=16, gt=0)
     """Prompts a forward pass; part of the identity, since the batch's shape moves the last bits."""
-    second_moment_stride: int = Field(default=8, gt=0)
-    """Every how many prompts one enters the second-moment matrix (cost: d_in squared a row)."""
+    second_moment_stride: int = Field(default=64, gt=0)
+    """Every how many batches one enters the second-moment matrix (cost: 2 d_in^2 operations a row that does)."""
     seed: int = 0
     """Seed of the shuffle."""
 
@@ -106,14 +109,22 @@ class HarvestConfig(StageModel):
             raise ValueError(f"chunk_rows {self.chunk_rows} does not divide window_prompts {self.window_prompts}")
         return self
 
+    @property
+    def first_position(self) -> int:
+        """The first harvested position of a prompt."""
+        return 0 if self.include_bos else 1
+
 
 class TrainConfig(StageModel):
-    """Shards to a sparse autoencoder."""
+    """Shards, or a model's activations as they are computed, to a sparse autoencoder."""
 
     autoencoder: TrainerConfig
     """The autoencoder and its optimisation."""
+    source: Literal["store", "live"] = "store"
+    """Where batches come from: the store; or, for a corpus larger than the disk, its model, at the same site, over all
+    training prompts. The store, which may then be of a few windows, serves for statistics, start and analyses."""
     pool_rows: int = Field(default=65_536, gt=0)
-    """Rows of the reader's shuffling pools together; at least 20 chunks."""
+    """Rows of the shuffling pools together; at least 20 chunks, which for ``live`` are model batches."""
     lanes: int = Field(default=8, gt=0)
     """Pools the reader deals chunks to; any number of ranks that divides it trains on the same batches."""
     reader_seed: int = 0

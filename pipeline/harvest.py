@@ -1,15 +1,20 @@
 """The harvest stage: prompts -> exactly shuffled Zarr shards of activations, a window at a time.
 
-While the model computes window k + 1, one writer thread writes, hashes and journals window k; so at most two windows
-are in memory. A window depends on the series (the spec without the number of windows) and its index alone, and model
-batches never straddle windows, so a killed harvest computes again only what its journal lacks and ends with the same
-bytes. Statistics are kept per window and folded in the windows' order for the same reason.
+While the model computes window k + 1 (``pipeline.windows``), one writer thread writes, hashes and journals window k; so
+at most two windows are in memory. A window depends on the series (the spec without the number of windows) and its index
+alone, and model batches never straddle windows. So a killed harvest computes again only what its journal lacks; a
+longer or shorter harvest of a series links the windows that another one has; and a damaged window can be made again by
+itself. All end with the same bytes: statistics, too, are kept per window and folded in the windows' order.
+
+Sites harvested in one pass are artifacts of their own, each with the id and the bytes that it has when harvested alone.
+Rejected: one artifact of several arrays (its id would depend on which sites were asked for together).
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,48 +22,57 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from pipeline import language_model
-from pipeline.config import HarvestConfig
+from pipeline.config import HarvestConfig, validate
 from pipeline.language_model import LanguageModel
-from pipeline.progress import Advance
 from pipeline.statistics import Moments
 from pipeline.tokens import TokenTable
+from pipeline.windows import Window, WindowHarvester, file_names, single_threaded, statistics_name
 from pipeline.workspace import Workspace, facts
+from storage import atomic
 from storage.artifact import Artifact
 from storage.artifacts import Made, Result, Spec, Staging
-from storage.atomic import require_free
 from storage.certificate import certify
-from storage.errors import InputError, NumericsError
+from storage.errors import InputError, NumericsError, SparsemillError, UnsupportedFormat
 from storage.fingerprint import Json
 from storage.order import MIN_POOL_CHUNKS
 from storage.reader import BatchOrder, ShardReader
-from storage.shards import Layout, WindowBuffer, create_group, prompt_order
+from storage.shards import Layout, create_group
 
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 STATISTICS = "statistics.safetensors"
 
 _LANES = 8
 _CERTIFIED_BATCH_ROWS = 4096
+_THREADS = 1  # of one batch's arithmetic: the bytes do not depend on how many threads share the batches
 
 
 def harvest(config: HarvestConfig, tokens: Artifact, workspace: Workspace) -> Made:
-    """Makes, or finds, the activations of a tokens artifact.
+    """Makes, or finds, the activations of a tokens artifact at the config's site, and at its further sites if any.
+
+    Returns:
+        The artifact of ``config.hook_name``; those of ``config.also_hook_names`` are found by a config that names them.
 
     Raises:
         UnknownHook: the model has no such hook.
         InputError: the tokens do not fill one window, or are not the model's.
-        StorageFull: the planned store does not fit the disk; nothing was written.
+        StorageFull: the planned store does not fit the disk; nothing was computed.
         NumericsError: a value is not finite or overflows the encoding; its prompt is named.
     """
-    identity = language_model.identity(config.language_model)
-    n_windows = _windows(config, tokens)
-    settings = config.model_dump(mode="json", exclude={"language_model", "n_windows"})
-    spec = Spec(
-        "harvest",
-        OUTPUT_VERSION,
-        {**settings, "n_windows": n_windows, "model": identity},
-        {"tokens": tokens.as_parent()},
-    )
-    return workspace.make(spec, _Harvesting(config, n_windows, tokens, workspace).produce)
+    settings: dict[str, Json] = {
+        **config.model_dump(mode="json", exclude={"language_model", "also_hook_names"}),
+        "n_windows": _windows(config, tokens),
+        "model": language_model.identity(config.language_model),
+    }
+    hook_names = list(dict.fromkeys([config.hook_name, *config.also_hook_names]))
+    specs = [
+        Spec("harvest", OUTPUT_VERSION, {**settings, "hook_name": name}, {"tokens": tokens.as_parent()})
+        for name in hook_names
+    ]
+    work = _Harvesting(config, tokens, workspace)
+    made = workspace.make_together(specs, work.produce, provenance=workspace.provenance(threads=_THREADS))
+    for name, other in zip(hook_names[1:], made[1:], strict=True):
+        workspace.reporter.say(f"  {name}: {other.artifact.id} {other.status}")
+    return made[0]
 
 
 def mean_activation(activations: Artifact) -> npt.NDArray[np.float32]:
@@ -68,7 +82,89 @@ def mean_activation(activations: Artifact) -> npt.NDArray[np.float32]:
 
 def moments(activations: Artifact) -> Moments:
     """The artifact's per-neuron statistics."""
-    return Moments.from_arrays(safetensors.numpy.load_file(activations.file(STATISTICS)))
+    return _load_moments(activations.checked_file(STATISTICS))
+
+
+def recorded_config(activations: Artifact) -> HarvestConfig:
+    """The config that a harvest was made with.
+
+    Raises:
+        UnsupportedFormat: the harvest is of another output version.
+    """
+    if activations.spec.version != OUTPUT_VERSION:
+        raise UnsupportedFormat(
+            "a harvest of another output version", where=activations.id,
+            found=f"version {activations.spec.version}", expected=OUTPUT_VERSION,
+            remedy="harvest again: the same command makes the artifact of this version",
+        )  # fmt: skip
+    values = {name: value for name, value in activations.config.items() if name in HarvestConfig.model_fields}
+    return validate(
+        HarvestConfig, values | {"language_model": activations.stats["language_model"]}, where=activations.id
+    )
+
+
+def recorded_layout(activations: Artifact) -> Layout:
+    """The shape of a harvest's store, from its manifest alone."""
+    config, figures = recorded_config(activations), facts(activations)
+    return Layout(
+        n_windows=figures["windows"],
+        window_prompts=config.window_prompts,
+        first_position=config.first_position,
+        positions=figures["positions"],
+        d_in=figures["d_in"],
+        chunk_rows=config.chunk_rows,
+        encoding=config.encoding,
+        seed=config.seed,
+        n_prompts=figures["windows"] * config.window_prompts + figures["prompts_left_out"],
+    )
+
+
+def write_window_files(activations: Artifact, windows: Sequence[int], folder: Path, workspace: Workspace) -> list[str]:
+    """Computes windows of a committed harvest again, from its recorded config and its parent.
+
+    Args:
+        activations: the harvest.
+        windows: numbers of the windows.
+        folder: where their files are written, under the names that they have in the artifact.
+        workspace: whose store holds the parent.
+
+    Returns:
+        Names of the files written. Their bytes are the artifact's if the numerics are (the manifest's ``provenance``).
+
+    Raises:
+        ArtifactNotFound: the parent is not there.
+        ConfigError: the model has other weights now.
+        UnsupportedFormat: the harvest is of another output version.
+    """
+    config, layout = recorded_config(activations), recorded_layout(activations)
+    table = TokenTable(workspace.store.parent(activations, "tokens"))
+    model = language_model.load_recorded(activations, device=workspace.runtime.device)
+    names: list[str] = []
+    with (
+        workspace.reporter.track("recompute", len(windows) * layout.window_rows, "rows") as advance,
+        _harvester(config, model, table, {config.hook_name: layout}, workspace.threads) as harvester,
+    ):
+        for window in windows:
+            names += harvester.compute(window, [config.hook_name], advance)[config.hook_name].write(folder)
+    return names
+
+
+def write_shared_files(activations: Artifact, folder: Path) -> list[str]:
+    """Writes the files of a committed harvest that belong to no window: metadata, and the folded statistics.
+
+    Args:
+        activations: the harvest.
+        folder: where they are written; its statistics of windows, where it has any, go before the artifact's.
+
+    Returns:
+        Names of the files written.
+    """
+    layout = recorded_layout(activations)
+    names = [statistics_name(window) for window in range(layout.n_windows)]
+    total = _fold(folder / name if (folder / name).is_file() else activations.checked_file(name) for name in names)
+    atomic.make_folder(folder, durable=False)
+    atomic.write_file(folder / STATISTICS, [safetensors.numpy.save(total.to_arrays())])
+    return [*create_group(folder, layout), STATISTICS]
 
 
 @dataclass
@@ -76,84 +172,102 @@ class _Harvesting:
     """One run of the stage."""
 
     config: HarvestConfig
-    n_windows: int
     tokens: Artifact
     workspace: Workspace
 
-    def produce(self, staging: Staging) -> Result:
-        """Computes the windows that the journal lacks, then the statistics over all."""
+    def produce(self, stagings: Sequence[Staging]) -> list[Result]:
+        """Takes over or computes the windows that the journals lack, then the statistics over all."""
+        sites = {str(staging.spec.config["hook_name"]): staging for staging in stagings}
         table = TokenTable(self.tokens)
         model = language_model.load(self.config.language_model, device=self.workspace.runtime.device)
-        model.check_hook(self.config.hook_name)
+        for name in sites:
+            model.check_hook(name)
         _check_tokens(model, table)
-        layout = self._layout(model, table)
-        missing = [window for window in range(self.n_windows) if _unit(window) not in staging.finished]
-        require_free(staging.folder, layout.bytes * len(missing) // self.n_windows)
+        layouts = self._layouts(model, table, list(sites))
+        missing = {name: self._prepare(staging, layouts[name]) for name, staging in sites.items()}
+        atomic.require_free(
+            stagings[0].folder,
+            sum(layout.bytes * len(missing[name]) // layout.n_windows for name, layout in layouts.items()),
+        )
+        self._compute(model, table, sites, layouts, missing)
+        return [self._finish(staging, layouts[name], model.name) for name, staging in sites.items()]
+
+    def _layouts(self, model: LanguageModel, table: TokenTable, hook_names: Sequence[str]) -> dict[str, Layout]:
+        probe = model.activations_at(table.ids("train", [0]), hook_names)
+        return {
+            name: Layout(
+                n_windows=_windows(self.config, self.tokens),
+                window_prompts=self.config.window_prompts,
+                first_position=self.config.first_position,
+                positions=table.prompt_tokens - self.config.first_position,
+                d_in=probe[name].shape[-1],
+                chunk_rows=self.config.chunk_rows,
+                encoding=self.config.encoding,
+                seed=self.config.seed,
+                n_prompts=table.n_prompts("train"),
+            )
+            for name in hook_names
+        }
+
+    def _prepare(self, staging: Staging, layout: Layout) -> list[int]:
+        """Writes the metadata, links what other harvests of the series have; returns the windows still missing."""
         create_group(staging.folder, layout)
-        order = prompt_order(self.config.seed, table.n_prompts("train"))
-        done = (self.n_windows - len(missing)) * layout.window_rows
+        for relative in self._relatives(staging.spec):
+            shared = range(min(layout.n_windows, facts(relative)["windows"]))
+            taken = [
+                window
+                for window in shared
+                if _unit(window) not in staging.finished
+                and staging.adopt(_unit(window), file_names(layout, window), relative)
+            ]
+            if taken:
+                self.workspace.reporter.say(f"  {len(taken)} of {layout.n_windows} windows taken from {relative.id}")
+        return [window for window in range(layout.n_windows) if _unit(window) not in staging.finished]
+
+    def _relatives(self, spec: Spec) -> Iterator[Artifact]:
+        """Harvests of the same series and the same numerics."""
+        for artifact_id in self.workspace.store.ids("harvest"):
+            with suppress(SparsemillError):  # a damaged one is no help here, and no hindrance
+                found = self.workspace.store.open(artifact_id)
+                if _series(found.spec) == _series(spec) and found.manifest.provenance == self.workspace.provenance(
+                    threads=_THREADS
+                ):
+                    yield found
+
+    def _compute(
+        self, model: LanguageModel, table: TokenTable, sites: Mapping[str, Staging], layouts: Mapping[str, Layout],
+        missing: Mapping[str, Sequence[int]],
+    ) -> None:  # fmt: skip
+        windows = sorted(set[int]().union(*missing.values()))
+        layout = next(iter(layouts.values()))
+        done = (layout.n_windows - len(windows)) * layout.window_rows
         with (
             self.workspace.reporter.track("harvest", layout.n_rows, "rows", start=done) as advance,
+            _harvester(self.config, model, table, layouts, self.workspace.threads) as harvester,
             _one_writer() as write,
         ):
-            for window in missing:
-                prompts = order[window * layout.window_prompts : (window + 1) * layout.window_prompts]
-                buffer, sums = self._window(model, table, layout, window, prompts, advance)
-                write(staging, buffer, sums)
-        total = self._fold(staging, layout)
-        certificate = _certify(ShardReader(staging.folder, staging.spec.id), layout)
-        remainder = table.n_prompts("train") - self.n_windows * layout.window_prompts
-        return Result({"language_model": model.name, **_stats(layout, total, remainder), "certificate": certificate})
+            for window in windows:
+                wanted = [name for name in sites if window in missing[name]]
+                computed = harvester.compute(window, wanted, advance)
+                write([(sites[name], computed[name]) for name in wanted])
 
-    def _layout(self, model: LanguageModel, table: TokenTable) -> Layout:
-        probe = model.activations(table.ids("train", [0]), self.config.hook_name)
-        return Layout(
-            n_windows=self.n_windows,
-            window_prompts=self.config.window_prompts,
-            first_position=0 if self.config.include_bos else 1,
-            positions=table.prompt_tokens - (0 if self.config.include_bos else 1),
-            d_in=probe.shape[-1],
-            chunk_rows=self.config.chunk_rows,
-            encoding=self.config.encoding,
-            seed=self.config.seed,
-            n_prompts=table.n_prompts("train"),
-        )
-
-    def _window(
-        self, model: LanguageModel, table: TokenTable, layout: Layout, window: int, prompts: npt.NDArray[np.int64],
-        advance: Advance,
-    ) -> tuple[WindowBuffer, Moments]:  # fmt: skip
-        buffer, sums = WindowBuffer(layout, window, prompts), Moments.empty(layout.d_in)
-        step = self.config.model_batch_prompts
-        for start in range(0, len(prompts), step):
-            numbers = prompts[start : start + step]
-            batch = model.activations(table.ids("train", numbers), self.config.hook_name)[
-                :, layout.first_position :
-            ].float()
-            sums.add(batch, stride=self.config.second_moment_stride)
-            buffer.add(start, batch.cpu().numpy())
-            advance(batch.shape[0] * batch.shape[1])
-        return buffer, sums
-
-    def _fold(self, staging: Staging, layout: Layout) -> Moments:
-        total = Moments.empty(layout.d_in)
-        for window in range(self.n_windows):
-            arrays = safetensors.numpy.load_file(staging.path(_statistics_name(window)))
-            total = total.merge(Moments.from_arrays(arrays))
+    def _finish(self, staging: Staging, layout: Layout, model_name: str) -> Result:
+        total = _fold(staging.path(statistics_name(window)) for window in range(layout.n_windows))
         staging.write_bytes(STATISTICS, safetensors.numpy.save(total.to_arrays()))
-        return total
+        certificate = _certify(ShardReader(staging.folder, staging.spec.id), layout)
+        return Result({"language_model": model_name, **_stats(layout, total), "certificate": certificate})
 
 
 class _WindowWriter:
-    """Writes one window behind the computation; an error of the writer surfaces at the next call."""
+    """Writes one window of every site behind the computation; its error surfaces at the next call."""
 
     def __init__(self, pool: ThreadPoolExecutor):
         self._pool = pool
         self._pending: Future[None] | None = None
 
-    def __call__(self, staging: Staging, buffer: WindowBuffer, sums: Moments) -> None:
+    def __call__(self, windows: Sequence[tuple[Staging, Window]]) -> None:
         self.wait()
-        self._pending = self._pool.submit(_write_window, staging, buffer, sums)
+        self._pending = self._pool.submit(_write_windows, windows)
 
     def wait(self) -> None:
         if self._pending is not None:
@@ -169,18 +283,44 @@ def _one_writer() -> Generator[_WindowWriter]:
         writer.wait()
 
 
-def _write_window(staging: Staging, buffer: WindowBuffer, sums: Moments) -> None:
-    name = _statistics_name(buffer.window)
-    staging.write_bytes(name, safetensors.numpy.save(sums.to_arrays()))
-    staging.finish(_unit(buffer.window), [*buffer.write(staging.folder), name])
+@contextmanager
+def _harvester(
+    config: HarvestConfig, model: LanguageModel, table: TokenTable, layouts: Mapping[str, Layout], threads: int
+) -> Generator[WindowHarvester]:
+    with (
+        single_threaded(),
+        WindowHarvester(
+            model, table, layouts, threads=threads, model_batch_prompts=config.model_batch_prompts,
+            second_moment_stride=config.second_moment_stride,
+        ) as harvester,
+    ):  # fmt: skip
+        yield harvester
+
+
+def _write_windows(windows: Sequence[tuple[Staging, Window]]) -> None:
+    for staging, window in windows:
+        staging.finish(_unit(window.buffer.window), window.write(staging.folder))
 
 
 def _unit(window: int) -> str:
     return f"window-{window:05d}"
 
 
-def _statistics_name(window: int) -> str:
-    return f"statistics/window-{window:05d}.safetensors"
+def _series(spec: Spec) -> tuple[object, ...]:
+    config = {name: value for name, value in spec.config.items() if name != "n_windows"}
+    return spec.version, config, spec.parents
+
+
+def _fold(files: "Iterator[Path]") -> Moments:
+    """The statistics of all windows, in their order."""
+    first, *rest = (_load_moments(file) for file in files)
+    for later in rest:
+        first = first.merge(later)
+    return first
+
+
+def _load_moments(file: Path) -> Moments:
+    return Moments.from_arrays(safetensors.numpy.load_file(file))
 
 
 def _windows(config: HarvestConfig, tokens: Artifact) -> int:
@@ -227,7 +367,7 @@ def _certify(reader: ShardReader, layout: Layout) -> dict[str, Json]:
     return certificate.to_json()
 
 
-def _stats(layout: Layout, total: Moments, remainder: int) -> dict[str, Any]:
+def _stats(layout: Layout, total: Moments) -> dict[str, Any]:
     return {
         "rows": layout.n_rows,
         "windows": layout.n_windows,
@@ -235,7 +375,7 @@ def _stats(layout: Layout, total: Moments, remainder: int) -> dict[str, Any]:
         "activation_bytes": layout.bytes,
         "d_in": layout.d_in,
         "positions": layout.positions,
-        "prompts_left_out": remainder,
+        "prompts_left_out": layout.n_prompts - layout.n_windows * layout.window_prompts,
         "mean_activation_norm": float(np.linalg.norm(total.mean)),
         "second_moment_rows": total.sampled_rows,
     }

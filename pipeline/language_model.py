@@ -9,22 +9,24 @@ A model comes in one of three ways, all ending in a TransformerLens ``Transforme
 - any other name: ``TransformerBridge.boot_transformers``.
 
 Weights are taken as they are: W_out is not centred and layer norms are not folded, in the harvest and in the analyses.
-The pass to a hook ends by an exception raised inside the hook: on a 1-layer model ``stop_at_layer`` does not stop
-before the unembedding, which would cost several times the rest.
+A pass to hooks ends at the last of them (``pipeline.forward``; through the bridge, by an exception raised inside the
+hook: on a 1-layer model ``stop_at_layer`` does not stop before the unembedding, which would cost several times the
+rest).
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
+from pipeline.forward import FastForward
 from storage.artifact import Artifact
 from storage.errors import ConfigError, InputError, UnknownHook
 from storage.fingerprint import sha256_file
@@ -42,8 +44,8 @@ BOS_NAMES = ("<|BOS|>", "<s>", "<bos>", "<|endoftext|>")
 EOS_NAMES = ("<|EOS|>", "</s>", "<eos>", "<|endoftext|>")
 
 
-class _HookReached(Exception):  # noqa: N818 - control flow, not an error
-    """Ends a forward pass at the hook asked for."""
+class _LastHookReached(Exception):  # noqa: N818 - control flow, not an error
+    """Ends a forward pass at the last of the hooks asked for."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,19 @@ class LanguageModel:
         identity: the hashes that name its content.
         bridge: the TransformerLens model, in eval mode.
         tokenizer: a ``tokenizers.Tokenizer``.
+
+    Where there is a ``FastForward`` of the model, activations at the hooks that it knows come from it.
     """
 
-    def __init__(self, name: str, bridge: Any, tokenizer: Tokenizer, identity: Mapping[str, str]):
+    def __init__(
+        self,
+        name: str,
+        bridge: Any,
+        tokenizer: Tokenizer,
+        identity: Mapping[str, str],
+        forward: FastForward | None = None,
+    ):
+        self._forward = forward
         self.name = name
         self.bridge = bridge
         self.tokenizer = tokenizer
@@ -142,9 +154,8 @@ class LanguageModel:
             remedy="choose one of these, or list all with 'sparsemill hooks MODEL'",
         )
 
-    @torch.inference_mode()
     def activations(self, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
-        """Activations at a hook; nothing after it is computed.
+        """Activations at one hook; nothing after it is computed.
 
         Args:
             tokens: int64 (n, T).
@@ -153,17 +164,40 @@ class LanguageModel:
         Returns:
             float tensor (n, T, d).
         """
-        reached: list[torch.Tensor] = []
+        return self.activations_at(tokens, [hook_name])[hook_name]
 
-        def stop(activation: torch.Tensor, hook: Any) -> None:  # noqa: ARG001 - passed by keyword
-            reached.append(activation)
-            raise _HookReached
+    @torch.inference_mode()
+    def activations_at(self, tokens: torch.Tensor, hook_names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Activations at several hooks in one pass; nothing after the last of them is computed.
 
+        Args:
+            tokens: int64 (n, T).
+            hook_names: of the hooks.
+
+        Returns:
+            float tensor (n, T, d) a hook, of the same bits whatever other hooks are asked for.
+        """
+        tokens = tokens.to(self.device)
+        known = frozenset[str]() if self._forward is None else self._forward.sites.intersection(hook_names)
+        found = {} if self._forward is None or not known else self._forward(tokens, known)
+        others = [name for name in hook_names if name not in known]
+        return found | (self._by_hooks(tokens, others) if others else {})
+
+    def _by_hooks(self, tokens: torch.Tensor, hook_names: Collection[str]) -> dict[str, torch.Tensor]:
+        reached: dict[str, torch.Tensor] = {}
+
+        def keep(name: str, activation: torch.Tensor, hook: Any) -> None:  # noqa: ARG001 - passed by keyword
+            reached[name] = activation
+            if len(reached) == len(hook_names):
+                raise _LastHookReached
+
+        hooks = [(name, partial(keep, name)) for name in hook_names]
         try:
-            self.bridge.run_with_hooks(tokens.to(self.device), return_type=None, fwd_hooks=[(hook_name, stop)])
-        except _HookReached:
-            return reached[0]
-        raise UnknownHook("the forward pass ended without reaching the hook", found=hook_name)
+            self.bridge.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
+        except _LastHookReached:
+            return reached
+        missed = sorted(set(hook_names) - set(reached))
+        raise UnknownHook("the forward pass ended without reaching these hooks", found=", ".join(missed))
 
     @torch.inference_mode()
     def logits(self, tokens: torch.Tensor, edits: Mapping[str, Edit] | None = None) -> torch.Tensor:
@@ -193,8 +227,10 @@ def load(name: str, *, device: str = "cpu") -> LanguageModel:
     files = find_files(name)
     if files is None:
         return _boot_transformers(name, device)
-    bridge = _boot_property_format(files, device, name)
-    return LanguageModel(name, bridge, load_tokenizer(files.tokenizer), files.identity)
+    settings, state = _read_property_format(files, device)
+    forward = FastForward(settings, state) if FastForward.knows(settings) else None
+    bridge = _boot_property_format(settings, state, device, name)
+    return LanguageModel(name, bridge, load_tokenizer(files.tokenizer), files.identity, forward)
 
 
 def load_recorded(activations: Artifact, *, device: str = "cpu") -> LanguageModel:
@@ -281,13 +317,21 @@ def _files_on_hub(repository: str) -> ModelFiles:
     return ModelFiles(config, download(repository, "model_final.pth"), download(tokenizer_name, "tokenizer.json"))
 
 
-def _boot_property_format(files: ModelFiles, device: str, name: str) -> Any:
+def _read_property_format(files: ModelFiles, device: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     from safetensors.torch import load_file
+
+    if files.weights.suffix == ".safetensors":
+        state = load_file(files.weights, device=device)
+    else:
+        state = torch.load(files.weights, map_location=device, weights_only=True)
+    return json.loads(files.config.read_text()), {key: tensor.float() for key, tensor in state.items()}
+
+
+def _boot_property_format(settings: Mapping[str, Any], state: dict[str, torch.Tensor], device: str, name: str) -> Any:
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge.sources.native import boot
     from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
-    settings = json.loads(files.config.read_text())
     config = TransformerBridgeConfig(
         d_model=settings["d_model"],
         n_layers=settings["n_layers"],
@@ -305,11 +349,7 @@ def _boot_property_format(files: ModelFiles, device: str, name: str) -> Any:
         init_weights=False,
     )
     bridge = boot(config, device=device, model_name=name)
-    if files.weights.suffix == ".safetensors":
-        state = load_file(files.weights, device=device)
-    else:
-        state = torch.load(files.weights, map_location=device, weights_only=True)
-    converted = convert_tl_checkpoint({key: tensor.float() for key, tensor in state.items()}, config)
+    converted = convert_tl_checkpoint(state, config)
     converted.setdefault("unembed.bias", torch.zeros(config.d_vocab, device=device))
     bridge.load_state_dict(converted, strict=True)
     return bridge.eval()

@@ -8,6 +8,7 @@ of int32, ``source`` int16, ``document`` int32), and ``documents.parquet`` (numb
 """
 
 import hashlib
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tokenizers
 import torch
 from tokenizers import Tokenizer
 
@@ -28,6 +30,7 @@ from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
 from storage.artifacts import Made, Result, Spec, Staging
 from storage.errors import InputError
+from storage.fingerprint import Json
 
 OUTPUT_VERSION = 1
 PROMPTS_PER_FILE = 65_536
@@ -43,7 +46,7 @@ def tokenize(config: TokenizeConfig, workspace: Workspace) -> Made:
         ConfigError: no such model.
         InputError: a file is missing or malformed, or the sources hold too little text for one prompt.
     """
-    tokenizer, model_identity = _tokenizer(config.language_model)
+    tokenizer, model_identity = tokenizer_of(config.language_model)
     sources = {source.name: open_source(source, config.seed) for source in config.sources}
     spec = Spec(
         "tokenize",
@@ -63,7 +66,12 @@ def tokenize(config: TokenizeConfig, workspace: Workspace) -> Made:
         {},
     )
     stage = _Tokenizing(config, tokenizer, sources, workspace)
-    return workspace.make(spec, stage.produce)
+    return workspace.make(spec, stage.produce, provenance=_provenance())
+
+
+def _provenance() -> dict[str, Json]:
+    """What the prompts depend on beside the spec: no arithmetic, so no device and no threads."""
+    return {"python": platform.python_version(), "tokenizers": tokenizers.__version__, "pyarrow": pa.__version__}
 
 
 @dataclass
@@ -260,7 +268,8 @@ def islice_rows(
         rows -= len(prompts)
 
 
-def _tokenizer(name: str) -> tuple[Tokenizer, dict[str, str]]:
+def tokenizer_of(name: str) -> tuple[Tokenizer, dict[str, str]]:
+    """A language model's tokenizer and the model's identity, without loading weights where its files can be found."""
     files = language_model.find_files(name)
     if files is not None:
         return language_model.load_tokenizer(files.tokenizer), files.identity

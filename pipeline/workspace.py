@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -41,12 +41,38 @@ class Workspace:
         """The artifact store below ``runtime.root``."""
         return ArtifactStore(self.runtime.root)
 
-    def make(self, spec: Spec, produce: Callable[[Staging], Result]) -> Made:
-        """Finds the artifact of a spec, or makes it, with what computes it on record."""
-        return self.store.make(spec, produce, provenance=self.provenance())
+    def make(
+        self, spec: Spec, produce: Callable[[Staging], Result], *, provenance: Mapping[str, Json] | None = None
+    ) -> Made:
+        """Finds the artifact of a spec, or makes it, with what computes it on record.
 
-    def provenance(self) -> dict[str, Json]:
-        """What equal bytes depend on besides the spec: device, instruction set, versions, threads."""
+        Args:
+            spec: the question.
+            produce: stages its files.
+            provenance: what its bytes depend on beside the spec; :meth:`provenance` by default.
+        """
+        return self.make_together([spec], lambda stagings: [produce(stagings[0])], provenance=provenance)[0]
+
+    def make_together(
+        self,
+        specs: Sequence[Spec],
+        produce: Callable[[Sequence[Staging]], Sequence[Result]],
+        *,
+        provenance: Mapping[str, Json] | None = None,
+    ) -> list[Made]:
+        """As :meth:`make`, for artifacts that one pass can make together; see ``ArtifactStore.make_together``."""
+        on_record = self.provenance() if provenance is None else provenance
+        return self.store.make_together(specs, produce, on_record, self._say_waiting)
+
+    def _say_waiting(self) -> None:
+        self.reporter.say("  another process is making it: waiting for that one")
+
+    def provenance(self, *, threads: int | None = None) -> dict[str, Json]:
+        """What equal bytes of arithmetic depend on: device, instruction set, versions, threads.
+
+        Args:
+            threads: of the arithmetic, where that is not the number in use.
+        """
         on_cpu = self.runtime.device == "cpu"
         return {
             "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
@@ -54,7 +80,7 @@ class Workspace:
             "machine": platform.machine(),
             "python": platform.python_version(),
             "torch": str(torch.__version__),
-            "threads": self.threads,
+            "threads": threads or self.threads,
         }
 
     @property

@@ -58,17 +58,29 @@ def test_forward_equals_the_equations(model: LanguageModel, tiny_model: Path, to
     torch.testing.assert_close(model.logits(tokens).double(), expected["logits"], rtol=0, atol=1e-4)
 
 
-def test_pass_to_a_hook_stops_there_and_leaves_no_hook(model: LanguageModel, tokens: torch.Tensor):
+@pytest.mark.parametrize("hook_name", ["blocks.0.mlp.hook_post", "blocks.0.attn.hook_z"])  # the fast pass; by hooks
+def test_pass_to_a_hook_stops_there_and_leaves_no_hook(model: LanguageModel, tokens: torch.Tensor, hook_name: str):
     reached: list[str] = []
     handle = model.bridge.hook_dict["ln_final.hook_in"].register_forward_hook(lambda *_: reached.append("after"))
     try:
-        got = model.activations(tokens, "blocks.0.mlp.hook_post")
+        got = model.activations(tokens, hook_name)
     finally:
         handle.remove()
     assert reached == []
     _, cache = model.bridge.run_with_cache(tokens)
-    assert torch.equal(got, cache["blocks.0.mlp.hook_post"])
+    torch.testing.assert_close(got, cache[hook_name], rtol=1e-5, atol=1e-5)
     assert not any(hook.fwd_hooks for hook in model.bridge.hook_dict.values())
+
+
+@pytest.mark.parametrize("others", [["blocks.0.hook_mlp_out"], ["blocks.0.attn.hook_z", "blocks.0.hook_mlp_out"]])
+def test_a_hook_gives_the_same_bits_whichever_others_are_asked_for(
+    model: LanguageModel, tokens: torch.Tensor, others: list[str]
+):
+    names = ["blocks.0.mlp.hook_post", *others]
+    together = model.activations_at(tokens, names)
+    assert set(together) == set(names)
+    for name in names:
+        assert torch.equal(together[name], model.activations(tokens, name))
 
 
 def test_edits_replace_activations(model: LanguageModel, tokens: torch.Tensor):
