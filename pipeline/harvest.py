@@ -10,10 +10,11 @@ Sites harvested in one pass are artifacts of their own, each with the id and the
 Rejected: one artifact of several arrays (its id would depend on which sites were asked for together).
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,8 +249,7 @@ class _Harvesting:
         ):
             for window in windows:
                 wanted = [name for name in sites if window in missing[name]]
-                computed = harvester.compute(window, wanted, advance)
-                write([(sites[name], computed[name]) for name in wanted])
+                write(partial(_write, sites, harvester.compute(window, wanted, advance), harvester))
 
     def _finish(self, staging: Staging, layout: Layout, model_name: str) -> Result:
         total = _fold(staging.path(statistics_name(window)) for window in range(layout.n_windows))
@@ -265,9 +265,9 @@ class _WindowWriter:
         self._pool = pool
         self._pending: Future[None] | None = None
 
-    def __call__(self, windows: Sequence[tuple[Staging, Window]]) -> None:
+    def __call__(self, work: Callable[[], None]) -> None:
         self.wait()
-        self._pending = self._pool.submit(_write_windows, windows)
+        self._pending = self._pool.submit(work)
 
     def wait(self) -> None:
         if self._pending is not None:
@@ -297,9 +297,10 @@ def _harvester(
         yield harvester
 
 
-def _write_windows(windows: Sequence[tuple[Staging, Window]]) -> None:
-    for staging, window in windows:
-        staging.finish(_unit(window.buffer.window), window.write(staging.folder))
+def _write(sites: Mapping[str, Staging], windows: Mapping[str, Window], harvester: WindowHarvester) -> None:
+    for name, window in windows.items():
+        sites[name].finish(_unit(window.buffer.window), window.write(sites[name].folder))
+        harvester.recycle(name, window)
 
 
 def _unit(window: int) -> str:

@@ -100,6 +100,7 @@ class WindowHarvester:
         self._first_position = layout.first_position
         self._window_prompts = layout.window_prompts
         self._order = prompt_order(layout.seed, layout.n_prompts)
+        self._spare: dict[str, WindowBuffer] = {}
         self._on_cuda = model.device.type == "cuda"
         self._pool = ThreadPoolExecutor(_CUDA_WORKERS if self._on_cuda else threads, "sparsemill-harvest")
 
@@ -124,10 +125,7 @@ class WindowHarvester:
             NumericsError: a value is not finite or overflows its encoding; its prompt is named.
         """
         prompts = self._order[window * self._window_prompts : (window + 1) * self._window_prompts]
-        windows = {
-            name: Window(WindowBuffer(self._layouts[name], window, prompts), Moments.empty(self._layouts[name].d_in))
-            for name in hook_names
-        }
+        windows = {name: self._begin(name, window, prompts) for name in hook_names}
         work = partial(self._take_in, prompts, {name: window.buffer for name, window in windows.items()})
         jobs = [self._pool.submit(work, number) for number in range(-(-len(prompts) // self._batch))]
         try:
@@ -139,6 +137,15 @@ class WindowHarvester:
         finally:
             _cancel(jobs)
         return windows
+
+    def recycle(self, hook_name: str, window: Window) -> None:
+        """Takes the memory of a window that was written, for another one of its site."""
+        self._spare[hook_name] = window.buffer
+
+    def _begin(self, hook_name: str, window: int, prompts: npt.NDArray[np.integer]) -> Window:
+        layout = self._layouts[hook_name]
+        buffer = WindowBuffer(layout, window, prompts, reuse=self._spare.pop(hook_name, None))
+        return Window(buffer, Moments.empty(layout.d_in))
 
     def _take_in(
         self, prompts: npt.NDArray[np.integer], buffers: Mapping[str, WindowBuffer], number: int

@@ -192,9 +192,18 @@ class WindowBuffer:
         layout: of the store.
         window: which of its windows.
         prompts: the window's prompt numbers, int (window_prompts,); from ``prompt_order`` if None.
+        reuse: a buffer of the same layout that is no longer wanted, whose memory this one takes: memory that was
+            written before need not be zeroed by the kernel page by page again.
     """
 
-    def __init__(self, layout: Layout, window: int, prompts: npt.NDArray[np.integer] | None = None):
+    def __init__(
+        self,
+        layout: Layout,
+        window: int,
+        prompts: npt.NDArray[np.integer] | None = None,
+        *,
+        reuse: "WindowBuffer | None" = None,
+    ):
         if not 0 <= window < layout.n_windows:
             raise ConfigError("no such window", found=window, expected=f"0 to {layout.n_windows - 1}")
         size = layout.window_prompts
@@ -208,11 +217,7 @@ class WindowBuffer:
         self._arrays = layout.arrays()
         self._places = window_places(layout.seed, window, size, layout.positions)
         self._present = np.zeros(size, np.bool_)
-        self._rows: dict[str, npt.NDArray[np.generic]] = {
-            name: np.empty((layout.window_rows, *array.row_shape), array.dtype)
-            for name, array in self._arrays.items()
-            if name != "checksum"
-        }
+        self._rows = _empty_rows(layout) if reuse is None else reuse.give_up(layout)
         token = np.arange(layout.positions) + layout.first_position
         self._rows["prompt"][self._places] = self.prompts[:, None]
         self._rows["position"][self._places] = token[None, :]
@@ -251,6 +256,13 @@ class WindowBuffer:
         if scale is not None:
             self._rows["scale"][places] = scale
         self._present[taken] = True
+
+    def give_up(self, layout: Layout) -> dict[str, npt.NDArray[np.generic]]:
+        """Hands the memory of the rows to a buffer of ``layout``; this one can no longer be used."""
+        if layout != self.layout:
+            raise ConfigError("memory of a buffer of another layout", found=self.layout, expected=layout)
+        rows, self._rows = self._rows, {}
+        return rows
 
     def write(self, folder: Path, *, group: str = GROUP_NAME, threads: int = 2) -> dict[str, FileRecord]:
         """Writes the window's files, not yet durable, and hashes their bytes on the way.
@@ -316,6 +328,11 @@ class WindowBuffer:
         atomic.make_folder(path.parent, durable=False)
         atomic.write_file(path, pieces)
         return name, FileRecord(array.shard_bytes, sha256_pieces(pieces)), checksums
+
+
+def _empty_rows(layout: Layout) -> dict[str, npt.NDArray[np.generic]]:
+    arrays = (array for name, array in layout.arrays().items() if name != "checksum")
+    return {array.name: np.empty((layout.window_rows, *array.row_shape), array.dtype) for array in arrays}
 
 
 def window_files(layout: Layout, window: int, *, group: str = GROUP_NAME) -> list[str]:

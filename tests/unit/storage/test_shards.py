@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -11,7 +12,7 @@ import zarr
 
 from storage.encoding import ENCODINGS, Encoding, encode
 from storage.errors import ConfigError, InputError, NumericsError
-from storage.shards import GROUP_NAME, Layout, WindowBuffer, create_group
+from storage.shards import GROUP_NAME, Layout, WindowBuffer, create_group, window_files, window_of
 from storage.shuffle import prompt_order
 from tests.unit.storage.stores import SMALL, activations, encoded_as, write_store
 
@@ -206,3 +207,34 @@ def test_the_group_tells_its_layout_and_how_to_decode(tmp_path: Path):
 def test_no_such_window():
     with pytest.raises(ConfigError):
         WindowBuffer(SMALL, 3)
+
+
+def test_a_buffer_in_the_memory_of_another_writes_the_same_bytes(tmp_path: Path):
+    values = activations(SMALL)[:, 1:]
+    files: list[dict[str, bytes]] = []
+    used = WindowBuffer(SMALL, 0)
+    used.add(0, values[used.prompts])
+    for name, reuse in (("fresh", None), ("reused", used)):
+        buffer = WindowBuffer(SMALL, 1, reuse=reuse)
+        buffer.add(0, values[buffer.prompts])
+        files.append({file: (tmp_path / name / file).read_bytes() for file in buffer.write(tmp_path / name)})
+    assert files[0] == files[1]
+    with pytest.raises(ConfigError, match="another layout"):
+        WindowBuffer(encoded_as("float16"), 0, reuse=buffer)
+
+
+@pytest.mark.parametrize("encoding", ["float32", "uint8"])
+def test_every_file_of_a_store_is_known_to_its_window(tmp_path: Path, encoding: str):
+    layout = encoded_as(encoding)
+    create_group(tmp_path, layout)
+    for window in range(layout.n_windows):
+        buffer = WindowBuffer(layout, window)
+        buffer.add(0, activations(layout)[buffer.prompts][:, 1:])
+        written = buffer.write(tmp_path)
+        assert sorted(written) == sorted(window_files(layout, window))
+        for name, record in written.items():
+            assert window_of(layout, name) == window
+            data = (tmp_path / name).read_bytes()
+            assert (record.bytes, record.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    for name in (f"{GROUP_NAME}/zarr.json", f"{GROUP_NAME}/prompt/zarr.json", f"{GROUP_NAME}/prompt/c/3", "other"):
+        assert window_of(layout, name) is None
