@@ -7,16 +7,14 @@ own checksums, which its reader checks.)
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from storage.errors import ArtifactNotFound, CorruptArtifact, SparsemillError
-from storage.fingerprint import Json
-from storage.manifest import MANIFEST_NAME, RESERVED_NAMES, FileRecord, Manifest, Parent, Spec
-
-_READ_BYTES = 1 << 22
+from storage.errors import ArtifactNotFound, CorruptArtifact, repair_remedy
+from storage.fingerprint import Json, sha256_file
+from storage.manifest import MANIFEST_NAME, FileRecord, Manifest, Parent, Spec
 
 
 @dataclass(frozen=True)
@@ -28,15 +26,18 @@ class Problem:
         kind: what is wrong with it.
         found: what is there.
         expected: what the manifest says.
+        detail: of a damaged shard, its chunks that are.
     """
 
     name: str
-    kind: Literal["missing", "size", "sha256", "extra", "unreadable", "manifest"]
+    kind: Literal["missing", "size", "sha256", "crc32c", "extra", "unreadable", "manifest"]
     found: str
     expected: str
+    detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.kind}: found {self.found}, expected {self.expected}"
+        detail = f"{self.detail}; " if self.detail else ""
+        return f"{self.name}: {self.kind}: {detail}found {self.found}, expected {self.expected}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Artifact:
         """
         record = self._record(name)
         path = self.folder / name
-        problem = _size_problem(name, path, record)
+        problem = size_problem(name, path, record)
         if problem is not None:
             raise self._corrupt(problem)
         return path
@@ -104,18 +105,13 @@ class Artifact:
     def checked_file(self, name: str) -> Path:
         """As :meth:`file`, having compared the contents' sha256 with the manifest's; reads the file once."""
         path = self.file(name)
-        problem = _content_problem(name, path, self._record(name), lambda _: None)
-        if problem is not None:
-            raise self._corrupt(problem)
+        self._check_digest(name, sha256_file(path))
         return path
 
     def read_bytes(self, name: str) -> bytes:
         """Contents of a file, compared with the manifest's sha256."""
-        record = self._record(name)
         data = self.file(name).read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != record.sha256:
-            raise self._corrupt(Problem(name, "sha256", digest, record.sha256))
+        self._check_digest(name, hashlib.sha256(data).hexdigest())
         return data
 
     def read_json(self, name: str) -> Json:
@@ -127,13 +123,18 @@ class Artifact:
             raise ArtifactNotFound("the artifact has no such file", where=self.id, found=name)
         return self.manifest.files[name]
 
+    def _check_digest(self, name: str, found: str) -> None:
+        expected = self._record(name).sha256
+        if found != expected:
+            raise self._corrupt(Problem(name, "sha256", found, expected))
+
     def _corrupt(self, problem: Problem) -> CorruptArtifact:
         return CorruptArtifact(
             f"{problem.name} of {self.id}: {problem.kind}",
             where=self.folder / problem.name,
             found=problem.found,
             expected=problem.expected,
-            remedy="'sparsemill verify' lists all damage; remove the folder to compute it again",
+            remedy=repair_remedy(self.id),
         )
 
 
@@ -150,40 +151,12 @@ def open_folder(folder: Path) -> Artifact:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactNotFound("no artifact in this folder", where=folder, expected=f"a {MANIFEST_NAME}") from error
-    return Artifact(folder, Manifest.from_bytes(data, where=path), hashlib.sha256(data).hexdigest())
-
-
-def verify(artifact: Artifact, on_progress: Callable[[int, int], None] | None = None) -> list[Problem]:
-    """Compares every file of an artifact with its manifest; reads all of them once.
-
-    Args:
-        artifact: what to check.
-        on_progress: called with (bytes done, bytes in all) as it goes.
-
-    Returns:
-        All differences: damaged manifest first, then files in the manifest's order, then files it does not name.
-    """
-    problems = list(_manifest_problems(artifact))
-    total, done = artifact.manifest.total_bytes, 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_progress is not None:
-            on_progress(done, total)
-
-    for name, record in artifact.manifest.files.items():
-        path = artifact.folder / name
-        problem = _size_problem(name, path, record)
-        if problem is None:
-            problem = _content_problem(name, path, record, advance)
-        else:
-            advance(record.bytes)
-        if problem is not None:
-            problems.append(problem)
-    expected = artifact.manifest.files.keys() | RESERVED_NAMES
-    extra = sorted(name for name in file_names(artifact.folder) if name not in expected)
-    return problems + [Problem(name, "extra", "a file", "none of this name") for name in extra]
+    try:
+        manifest = Manifest.from_bytes(data, where=path)
+    except CorruptArtifact as error:
+        error.remedy = "nothing else says what its files must be: remove the folder, then make or fetch it again"
+        raise
+    return Artifact(folder, manifest, hashlib.sha256(data).hexdigest())
 
 
 def file_names(folder: Path) -> Iterator[str]:
@@ -193,33 +166,9 @@ def file_names(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def _manifest_problems(artifact: Artifact) -> Iterator[Problem]:
-    try:
-        found = open_folder(artifact.folder).manifest_sha256
-    except (SparsemillError, OSError) as error:
-        found = str(error)
-    if found != artifact.manifest_sha256:
-        yield Problem(MANIFEST_NAME, "manifest", found, artifact.manifest_sha256)
-    if artifact.folder.name != artifact.id:
-        yield Problem(MANIFEST_NAME, "manifest", f"folder {artifact.folder.name}", artifact.id)
-
-
-def _size_problem(name: str, path: Path, record: FileRecord) -> Problem | None:
+def size_problem(name: str, path: Path, record: FileRecord) -> Problem | None:
+    """What one look at a file tells: it is no regular file, or of another size."""
     if path.is_symlink() or not path.is_file():
         return Problem(name, "missing", "no regular file", f"{record.bytes} bytes")
     size = path.stat().st_size
     return None if size == record.bytes else Problem(name, "size", f"{size} bytes", f"{record.bytes} bytes")
-
-
-def _content_problem(name: str, path: Path, record: FileRecord, advance: Callable[[int], None]) -> Problem | None:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(_READ_BYTES, record.bytes + 1)))
-    try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
-                advance(count)
-    except OSError as error:
-        return Problem(name, "unreadable", str(error), record.sha256)
-    found = digest.hexdigest()
-    return None if found == record.sha256 else Problem(name, "sha256", found, record.sha256)

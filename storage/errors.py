@@ -59,6 +59,11 @@ def _rebuild(cls: type[SparsemillError], what: str, fields: dict[str, object]) -
     return error
 
 
+def repair_remedy(artifact_id: str) -> str:
+    """The remedy for damage within an artifact."""
+    return f"'sparsemill verify {artifact_id} --repair' finds all damage and mends it"
+
+
 class ConfigError(SparsemillError):
     """A setting that cannot be, alone or beside the others."""
 
@@ -87,6 +92,18 @@ class CorruptArtifact(SparsemillError):
     """Bytes on disk are not those that were committed."""
 
     kind = "corrupt"
+
+
+class RepairRefused(SparsemillError):
+    """Damage that cannot be mended without changing what was committed."""
+
+    kind = "repair"
+
+
+class RemoteError(SparsemillError):
+    """A remote that does not answer, does not have a file, or has other bytes under its name."""
+
+    kind = "remote"
 
 
 class NotAStore(SparsemillError):

@@ -49,6 +49,14 @@ def damaged(data: bytes, kind: str, offset: int, other: bytes) -> bytes | None:
             return None
 
 
+def place_of(name: str, offset: int) -> str:
+    """What a flipped byte of a shard damages: each chunk is followed by four bytes of checksum, all by the index."""
+    columns = {"activations": 4, "prompt": 4, "position": 2, "scale": 8, "checksum": 6 * 4 * 4}  # bytes a row
+    rows, chunks = {"activations": (4, 2), "checksum": (1, 1)}.get(name.split("/")[1], (4, 6))
+    chunk = offset // (rows * columns[name.split("/")[1]] + 4)
+    return f"chunk {chunk} of {chunks} damaged" if chunk < chunks else "index damaged"
+
+
 @settings(max_examples=120, deadline=None)
 @given(
     choice=st.data(),
@@ -61,14 +69,18 @@ def test_damage_of_any_file_is_seen_by_the_reader_and_by_verify(artifact: Artifa
     data = path.read_bytes()
     same_array = [other for other in shards if other.split("/")[1] == name.split("/")[1] and other != name]
     other = (artifact.folder / choice.draw(st.sampled_from(same_array))).read_bytes()
-    wrong = damaged(data, kind, choice.draw(st.integers(0, len(data) - 1)), other)
+    offset = choice.draw(st.integers(0, len(data) - 1))
+    wrong = damaged(data, kind, offset, other)
     if wrong == data:
         return
     try:
         path.unlink()
         if wrong is not None:
             path.write_bytes(wrong)
-        assert [problem.name for problem in ArtifactStore(artifact.folder.parents[1]).verify(artifact)] == [name]
+        (problem,) = ArtifactStore(artifact.folder.parents[1]).verify(artifact)
+        assert problem.name == name
+        if kind == "flip":
+            assert problem.detail == place_of(name, offset)
         with pytest.raises(CorruptArtifact, match=f"{name.split('/')[1]}.* of {artifact.id}|{artifact.id}.*{name}"):
             read(artifact)
     finally:

@@ -1,7 +1,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations, islice
-from math import comb
+from fractions import Fraction
+from itertools import combinations
+from math import comb, prod
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from storage.certificate import Certificate, certify, measure
-from storage.order import BatchOrder, EpochOrder
+from storage.order import BatchOrder, EpochOrder, ReadState
 from storage.reader import ShardReader
 from storage.shuffle import window_places
 from tests.unit.storage.stores import ID, write_store
@@ -85,11 +86,35 @@ def test_the_smallest_pool_allowed_mixes_a_large_store_nearly_uniformly():
     assert certificate.standard_error < 0.005
 
 
-def test_a_part_of_the_epoch_is_enough(tmp_path: Path):
+@pytest.mark.parametrize("max_batches", [1, 4, 9])
+def test_a_part_of_the_epoch_is_enough_and_is_spread_over_it(tmp_path: Path, max_batches: int):
     write_store(tmp_path)
     reader = ShardReader(tmp_path, ID)
-    certificate = certify(reader, ORDER, max_batches=4)
-    assert certificate.batches == 4
+    order = replace(ORDER, batch_rows=8)
+    starts: list[int] = []
+
+    class Watched:
+        n_rows, positions = reader.n_rows, reader.positions
+        batches_per_epoch = reader.batches_per_epoch
+
+        def prompts(self, order: BatchOrder, *, start: ReadState) -> Iterator[npt.NDArray[np.int32]]:
+            for prompts in reader.prompts(order, start=start):
+                starts.append(start.batch)
+                start = ReadState(0, start.batch + 1)
+                yield prompts
+
+    whole = list(reader.prompts(order))
+    certificate = certify(Watched(), order, max_batches=max_batches)
+    assert len(set(starts)) == len(starts) == certificate.batches == max_batches
+    assert abs(np.mean(starts) - 29.5) < 60 / 16
     assert certificate == measure(
-        islice(reader.prompts(ORDER), 4), order=ORDER, n_rows=reader.n_rows, positions=reader.positions
+        (whole[k] for k in starts), order=order, n_rows=reader.n_rows, positions=reader.positions
     )
+
+
+@pytest.mark.parametrize("n_rows", [127_000, 2_000_000_000 // 127 * 127])
+def test_distinct_prompts_of_a_uniform_shuffle_at_any_size(n_rows: int):
+    absent = prod(Fraction(n_rows - 4096 - i, n_rows - i) for i in range(127))
+    expected = float(n_rows // 127 * (1 - absent))
+    found = measure([np.arange(4096)], order=BatchOrder(0, 4096, 1, 1), n_rows=n_rows, positions=127)
+    assert found.distinct_prompts_uniform == pytest.approx(expected, rel=1e-9)

@@ -134,6 +134,46 @@ def test_codes_have_the_stored_dtype_and_decoding_makes_a_new_array(encoding: En
     assert not np.shares_memory(decoded, codes)
 
 
+def every_code(encoding: Encoding) -> tuple[npt.NDArray[np.generic], Floats | None]:
+    """Enough rows for compiled code, with every bit pattern among them, and scales of all magnitudes for uint8."""
+    if encoding != "uint8":
+        values = np.tile(np.arange(2**16, dtype=np.uint16), 20).reshape(-1, 512)
+        return (values if encoding == "bfloat16" else values.view(np.float16)), None
+    rng = np.random.default_rng(5)
+    codes = rng.integers(0, 256, (2560, 512), dtype=np.uint8)
+    return codes, np.stack([10 ** rng.uniform(-30, 15, 2560), rng.integers(0, 256, 2560)], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("encoding", ["float16", "bfloat16", "uint8"])
+def test_large_blocks_decode_to_the_same_bits_as_the_recipe(encoding: Encoding):
+    codes, scale = every_code(encoding)
+    names: dict[str, object] = {"stored": codes, "scale": scale}
+    with np.errstate(over="ignore"):
+        exec(DECODING[encoding], {}, names)
+    decoded = decode(codes, encoding, scale)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(decoded.view(np.uint32), np.asarray(names["x"], np.float32).view(np.uint32))
+    out = np.full((len(codes) * 2, 512), np.nan, np.float32)[::2]  # not contiguous is the caller's mistake
+    with pytest.raises(ConfigError, match="contiguous"):
+        decode(codes, encoding, scale, out)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("rows", [3, 2048])
+def test_decoding_writes_where_it_is_told(encoding: Encoding, rows: int):
+    codes, scale = encode(gelu_rows(rows, 512), encoding)
+    out = np.full((rows, 512), np.nan, np.float32)
+    assert decode(codes, encoding, scale, out) is out
+    np.testing.assert_array_equal(out, decode(codes, encoding, scale))
+    np.testing.assert_array_equal(out[1:2], decode(codes[1:2], encoding, None if scale is None else scale[1:2]))
+
+
+@pytest.mark.parametrize("encoding", ["float16", "bfloat16", "uint8"])
+def test_large_blocks_that_are_not_contiguous_decode_too(encoding: Encoding):
+    codes, scale = encode(gelu_rows(4096, 512), encoding)
+    expected = decode(codes, encoding, scale)[::2]
+    np.testing.assert_array_equal(decode(codes[::2], encoding, None if scale is None else scale[::2]), expected)
+
+
 def test_row_bytes_are_those_of_codes_and_scale():
     assert [row_bytes(encoding, 100) for encoding in ENCODINGS] == [400, 200, 200, 108]
 
