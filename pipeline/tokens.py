@@ -11,6 +11,7 @@ import hashlib
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -206,17 +207,21 @@ class _PromptFiles:
 
 
 class TokenTable:
-    """Reads a tokens artifact; files are memory-mapped, rows copied only when taken."""
+    """Reads a tokens artifact, from several threads if need be.
+
+    Files are memory-mapped, and their sha256 compared when they are first used; rows are copied only when taken.
+    """
 
     def __init__(self, artifact: Artifact):
         self.artifact = artifact
         self.prompt_tokens: int = facts(artifact)["prompt_tokens"]
         self.bos_id: int = facts(artifact)["bos_id"]
-        self._tables: dict[Split, pa.Table] = {}
+        self._files: dict[Split, list[_PromptFile]] = {split: self._open(split) for split in SPLITS}
+        self._ends = {split: np.cumsum([file.n_prompts for file in files]) for split, files in self._files.items()}
 
     def n_prompts(self, split: Split) -> int:
         """Prompts of a split."""
-        return self._table(split).num_rows
+        return sum(file.n_prompts for file in self._files[split])
 
     def prompts(self, split: Split, numbers: npt.NDArray[np.integer[Any]] | Sequence[int] | None = None) -> Prompts:
         """Token ids of prompts.
@@ -227,13 +232,25 @@ class TokenTable:
 
         Returns:
             int32 (n, prompt_tokens).
+
+        Raises:
+            InputError: there is no such prompt.
+            CorruptArtifact: a file is not as it was committed.
         """
-        table = self._table(split)
-        if numbers is not None:
-            table = table.take(pa.array(np.asarray(numbers, np.int64)))
-        flat = table["tokens"].combine_chunks()
-        values = flat.flatten() if isinstance(flat, pa.FixedSizeListArray) else pa.array([], pa.int32())
-        return values.to_numpy().reshape(-1, self.prompt_tokens)
+        n = self.n_prompts(split)
+        wanted = np.arange(n) if numbers is None else np.asarray(numbers, np.int64)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < n:
+            raise InputError(
+                f"no such {split} prompt", where=self.artifact.id,
+                found=int(wanted.min() if wanted.min() < 0 else wanted.max()), expected=f"0 to {n - 1}",
+            )  # fmt: skip
+        out = np.empty((len(wanted), self.prompt_tokens), np.int32)
+        files = np.searchsorted(self._ends[split], wanted, side="right")
+        for number in np.unique(files).tolist():
+            file, here = self._files[split][number], files == number
+            first = self._ends[split][number] - file.n_prompts
+            out[here] = file.tokens.reshape(-1, self.prompt_tokens)[wanted[here] - first]
+        return out
 
     def ids(self, split: Split, numbers: npt.NDArray[np.integer[Any]] | Sequence[int] | None = None) -> torch.Tensor:
         """As ``prompts``, as the model wants them: int64 tensor (n, prompt_tokens)."""
@@ -241,18 +258,35 @@ class TokenTable:
 
     def documents(self) -> pa.Table:
         """The table of documents: number, split, source, name, tokens."""
-        return pq.read_table(self.artifact.file("documents.parquet"))
+        return pq.read_table(self.artifact.checked_file("documents.parquet"))
 
     def column(self, split: Split, name: str) -> npt.NDArray[Any]:
         """A column of the prompts, ``source`` or ``document``: (n_prompts,)."""
-        return self._table(split)[name].to_numpy()
+        return pa.chunked_array([file.table[name].combine_chunks() for file in self._files[split]]).to_numpy()
 
-    def _table(self, split: Split) -> pa.Table:
-        if split not in self._tables:
-            names = sorted(name for name in self.artifact.manifest.files if name.startswith(f"{split}-"))
-            maps = [pa.memory_map(str(self.artifact.file(name))) for name in names]
-            self._tables[split] = pa.concat_tables([pa.ipc.open_file(source).read_all() for source in maps])
-        return self._tables[split]
+    def _open(self, split: Split) -> "list[_PromptFile]":
+        names = sorted(name for name in self.artifact.manifest.files if name.startswith(f"{split}-"))
+        return [_PromptFile(self.artifact, name) for name in names]
+
+
+class _PromptFile:
+    """One Arrow file of prompts."""
+
+    def __init__(self, artifact: Artifact, name: str):
+        self._artifact = artifact
+        self._name = name
+        with pa.memory_map(str(artifact.file(name))) as source:
+            self.n_prompts = pa.ipc.open_file(source).count_rows()
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """Its columns, memory-mapped."""
+        return pa.ipc.open_file(pa.memory_map(str(self._artifact.checked_file(self._name)))).read_all()
+
+    @cached_property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """Token ids of all prompts, one after the other, int32; a view of the mapped file."""
+        return self.table["tokens"].chunk(0).flatten().to_numpy()  # a file is one record batch
 
 
 def islice_rows(

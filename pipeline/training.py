@@ -1,7 +1,8 @@
-"""The train stage: shuffled shards -> a sparse autoencoder, with its log, checkpointed and resumable to the same bits.
+"""The train stage: shuffled rows -> a sparse autoencoder, with its log, checkpointed and resumable to the same bits.
 
-The reader's order, the trainer's step and the evaluation are pure functions of the spec, so a run that is killed and
-started again continues from its newest checkpoint and ends with the same bytes. Clock times stay out of the artifact.
+Rows come from the shards of the activations artifact, or live from its model (pipeline.live). The order of either, the
+trainer's step and the evaluation are pure functions of the spec, so a run that is killed and started again continues
+from its newest checkpoint and ends with the same bytes. Clock times stay out of the artifact.
 
 Layout of the artifact: ``autoencoder.safetensors`` (W_enc, b_enc, W_dec, b_dec), ``autoencoder.json`` (the trainer's
 config and the site), ``training-log.parquet`` (a row every few steps), ``resamplings.json``, and
@@ -24,6 +25,8 @@ from pipeline.config import TrainConfig
 from pipeline.evaluation import HeldOut, baseline_losses, measure_quality
 from pipeline.harvest import mean_activation
 from pipeline.interruption import Interruption, deferred_interruption
+from pipeline.live import live_activations
+from pipeline.memory import START_ROWS
 from pipeline.tokens import TokenTable
 from pipeline.workspace import Workspace
 from sae.autoencoder import Autoencoder
@@ -33,6 +36,8 @@ from sae.state import autoencoder_from, autoencoder_json, autoencoder_tensors
 from sae.trainer import Trainer
 from storage.artifact import Artifact
 from storage.artifacts import Made, Result, Spec, Staging
+from storage.batches import ShuffledBatches
+from storage.certificate import certify
 from storage.errors import TrainingDiverged
 from storage.reader import BatchOrder, ReadState, ShardReader
 
@@ -58,7 +63,7 @@ LOG_SCHEMA = pa.schema(
 """Columns of the training log; fixed, so that rows read back from a checkpoint give the bytes of rows never written."""
 
 Evaluate = Callable[[Autoencoder], float | None]
-_START_ROWS = 32_768
+_CERTIFIED_BATCHES = 256
 _RESULT = "result"
 
 
@@ -127,25 +132,46 @@ class _Training:
         checkpoints = _Checkpoints(staging)
         if _RESULT not in staging.finished:
             with deferred_interruption() as interruption:
-                trainer, progress = self._train(checkpoints, interruption)
-            stats = self._write(staging, trainer, progress)
+                source = self._source()
+                trainer, progress = self._train(source, checkpoints, interruption)
+            stats = self._write(staging, trainer, progress) | self._source_stats(source)
             staging.finish(_RESULT, [WEIGHTS, SETTINGS, LOG, RESAMPLINGS, DENSITIES], stats)
         checkpoints.clear()  # only now: until the result is journalled, they are all there is
         return Result(staging.finished[_RESULT])
 
-    def _train(self, checkpoints: "_Checkpoints", interruption: Interruption) -> tuple[Trainer, _Progress]:
-        reader = ShardReader.of(self._activations)
-        trainer, progress = self._restore(checkpoints) or self._start(reader)
-        evaluate = self._evaluation()
-        order = BatchOrder(
+    def _source(self) -> ShardReader | ShuffledBatches:
+        if self._config.source == "store":
+            return ShardReader.of(self._activations)
+        # A model of its own: the evaluation's is used at the same time, in another thread.
+        model = language_model.load_recorded(self._activations, device=self._workspace.runtime.device)
+        return live_activations(self._activations, self._tokens(), model)
+
+    def _source_stats(self, source: ShardReader | ShuffledBatches) -> dict[str, Any]:
+        if self._config.source == "store":
+            return {"source": "store"}
+        certificate = certify(source, self._order(), max_batches=_CERTIFIED_BATCHES).to_json()
+        left_out = self._tokens().n_prompts("train") - source.n_rows // source.positions
+        return {"source": "live", "rows": source.n_rows, "prompts_left_out": left_out, "certificate": certificate}
+
+    def _order(self) -> BatchOrder:
+        return BatchOrder(
             seed=self._config.reader_seed, batch_rows=self._config.autoencoder.batch_rows,
             pool_rows=self._config.pool_rows, lanes=self._config.lanes,
         )  # fmt: skip
+
+    def _tokens(self) -> TokenTable:
+        return TokenTable(self._workspace.store.parent(self._activations, "tokens"))
+
+    def _train(
+        self, source: ShardReader | ShuffledBatches, checkpoints: "_Checkpoints", interruption: Interruption
+    ) -> tuple[Trainer, _Progress]:
+        trainer, progress = self._restore(checkpoints) or self._start()
+        evaluate = self._evaluation()
         steps = self._config.autoencoder.steps
         saved = time.monotonic()
         with (
             self._workspace.reporter.track("train", steps, "steps", start=trainer.steps_taken) as advance,
-            reader.batches(order, start=progress.reader) as batches,
+            source.batches(self._order(), start=progress.reader) as batches,
         ):
             while trainer.steps_taken < steps:
                 batch = next(batches)
@@ -160,8 +186,9 @@ class _Training:
                 interruption.stop_if_asked()
         return trainer, progress
 
-    def _start(self, reader: ShardReader) -> tuple[Trainer, _Progress]:
-        rows = next(iter(reader.sequential(min(_START_ROWS, reader.n_rows)))).rows
+    def _start(self) -> tuple[Trainer, _Progress]:
+        reader = ShardReader.of(self._activations)
+        rows = next(iter(reader.sequential(min(START_ROWS, reader.n_rows)))).rows
         trainer = Trainer.start(
             self._config.autoencoder, reader.d_in, torch.from_numpy(rows),
             torch.from_numpy(mean_activation(self._activations)), threads=self._workspace.threads,
@@ -211,8 +238,7 @@ class _Training:
             progress.log.append(entry)
 
     def _evaluation(self) -> Evaluate:
-        tokens = self._workspace.store.parent(self._activations, "tokens")
-        table = TokenTable(tokens)
+        table = self._tokens()
         n = min(self._config.evaluate_prompts, table.n_prompts("held_out"))
         held_out = HeldOut(
             model=language_model.load_recorded(self._activations, device=self._workspace.runtime.device),

@@ -6,21 +6,22 @@ and N/L x (1 - C(N-L, b) / C(N, b)) distinct prompts to occur. Counting a batch'
 numbers. The ratio's standard error takes the number of pairs as Poisson, which is a little cautious for whole epochs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
-from math import exp, inf, lgamma, sqrt
+from math import inf, sqrt
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from storage.fingerprint import Json
-from storage.order import READER_VERSION, BatchOrder
-from storage.reader import ShardReader
+from storage.order import READER_VERSION, BatchOrder, ReadState
 
 TOLERANCE = 0.05
 SMALL_STORE_ROWS = 8_000_000
 SMALL_STORE_ERRORS = 4.0
+_STRETCHES = 8
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,37 @@ class Certificate:
         return asdict(self) | {"passed": self.passed}
 
 
-def certify(reader: ShardReader, order: BatchOrder, *, max_batches: int | None = None) -> Certificate:
-    """Measures the mixing of a store's own batches, through its reader, from the ``prompt`` array alone.
+class PromptBatches(Protocol):
+    """What has batches to measure: a ``ShardReader``, or a ``ShuffledBatches``."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows an epoch."""
+        ...
+
+    @property
+    def positions(self) -> int:
+        """Rows a prompt."""
+        ...
+
+    def batches_per_epoch(self, order: BatchOrder) -> int:
+        """Batches of one epoch."""
+        ...
+
+    def prompts(self, order: BatchOrder, *, start: ReadState = ...) -> Iterator[npt.NDArray[np.int32]]:
+        """Prompt numbers of the batches of an epoch, from ``start`` on."""
+        ...
+
+
+def certify(reader: PromptBatches, order: BatchOrder, *, max_batches: int | None = None) -> Certificate:
+    """Measures the mixing of a reader's own batches, from the ``prompt`` array alone.
 
     Args:
-        reader: of the store.
+        reader: of the store, or of a live source.
         order: as training will read it.
-        max_batches: of the first epoch; all of them by default.
+        max_batches: of the first epoch, in up to eight stretches spread evenly over it; all of them by default.
     """
-    batches = islice(reader.prompts(order), max_batches)
+    batches = _sample(reader, order, max_batches)
     return measure(batches, order=order, n_rows=reader.n_rows, positions=reader.positions)
 
 
@@ -107,13 +130,21 @@ def measure(
     )
 
 
+def _sample(reader: PromptBatches, order: BatchOrder, max_batches: int | None) -> Iterator[npt.NDArray[np.int32]]:
+    whole = reader.batches_per_epoch(order)
+    if max_batches is None or max_batches >= whole:
+        yield from reader.prompts(order)
+        return
+    stretches = min(_STRETCHES, max_batches)
+    for i in range(stretches):
+        size = (i + 1) * max_batches // stretches - i * max_batches // stretches
+        start = ReadState(0, ((2 * i + 1) * whole // stretches - size) // 2)  # in the middle of the i-th part
+        yield from islice(reader.prompts(order, start=start), size)
+
+
 def _distinct_uniform(b: int, n_rows: int, positions: int) -> float:
     if b > n_rows - positions:
         return n_rows / positions
-    log_absent = (
-        lgamma(n_rows - positions + 1)
-        - lgamma(n_rows - positions - b + 1)
-        - lgamma(n_rows + 1)
-        + lgamma(n_rows - b + 1)
-    )
-    return n_rows / positions * (1 - exp(log_absent))
+    # One factor a row of the prompt: the logarithms of the binomials themselves would cancel at 10^9 rows.
+    log_absent = np.log1p(-b / (n_rows - np.arange(positions))).sum()
+    return float(-np.expm1(log_absent)) * n_rows / positions

@@ -3,27 +3,29 @@
 A read is one ``preadv``: the chunk into its place, its trailing crc32c beside it. Three things must then agree: the
 crc32c of the bytes read, the one stored behind them, and the one that the ``checksum`` array names for that chunk
 (which catches swapped files). When a file is opened its size and its index are compared with what every shard of the
-array has. Open files are kept, a few hundred at a time; a file's index is read once. Rejected: memory maps (a read
-error is then a signal that kills the process, and cold random access costs a fault per page).
+array has. Open files are kept, a few hundred at a time; a file's index is read once. Around a read are a few
+microseconds of Python, beside 100 and more to copy 1 MiB. Rejected: memory maps (a read error is then a signal that
+kills the process, and cold random access costs a fault per page); zarr-python, zarrs and tensorstore, which copy a
+chunk once more (docs/performance.md compares them).
 """
 
 import errno
 import os
 import resource
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from storage.errors import CorruptArtifact
+from storage.errors import CorruptArtifact, repair_remedy
 from storage.fingerprint import sha256_file
 from storage.manifest import FileRecord
 from storage.zarr_files import CRC_BYTES, ShardedArray, crc32c
 
+_WORTH_FETCHING_BYTES = 1 << 16
 _UNREADABLE = frozenset({errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
 
 
@@ -36,6 +38,15 @@ class _OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+
+class _Place(NamedTuple):
+    """Where an array's chunks and their checksums are."""
+
+    array: ShardedArray
+    chunks_per_shard: int
+    stride: int  # bytes from chunk to chunk
+    column: int  # of the table of checksums
 
 
 class ChunkFiles:
@@ -59,9 +70,13 @@ class ChunkFiles:
         self._records = records
         self.arrays = arrays
         self.artifact_id = artifact_id
-        self._columns = {name: i for i, name in enumerate(name for name in arrays if name != "checksum")}
+        self._places = {
+            name: _Place(array, array.chunks_per_shard, array.chunk_bytes + CRC_BYTES, column)
+            for column, (name, array) in enumerate(arrays.items())  # "checksum", the last, has no column
+        }
+        self._table_rows = arrays["checksum"].shard_rows
         self._lock = threading.Lock()
-        self._open: OrderedDict[tuple[str, int], _OpenFile] = OrderedDict()
+        self._open: dict[tuple[str, int], _OpenFile] = {}
         self._indexed: set[tuple[str, int]] = set()
         self._tables: dict[int, npt.NDArray[np.uint32]] = {}
 
@@ -78,8 +93,26 @@ class ChunkFiles:
                 raise self.corrupt(array, int(shard), "it is missing", "no file", "a file")
             for name in sorted(found - expected)[:1]:
                 raise CorruptArtifact(
-                    f"{array.name} of {self.artifact_id} has a shard too many", where=folder / name, found=name
+                    f"{array.name} of {self.artifact_id} has a shard too many",
+                    where=folder / name,
+                    found=name,
+                    remedy=repair_remedy(self.artifact_id),
                 )
+
+    def expect(self, chunks: Sequence[int], names: Iterable[str]) -> None:
+        """Has the system begin to fetch chunks that it does not hold in memory; small ones come by themselves."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for place in (self._places[name] for name in names):
+            for chunk in chunks if place.stride >= _WORTH_FETCHING_BYTES else ():
+                shard, inner = divmod(chunk, place.chunks_per_shard)
+                descriptor = self._file(place.array, shard).descriptor
+                os.posix_fadvise(descriptor, inner * place.stride, place.stride, os.POSIX_FADV_WILLNEED)
+
+    def load(self, chunk: int, out: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Reads one chunk of each array that ``out`` names; see :meth:`read_into`."""
+        for name, rows in out.items():
+            self.read_into(name, chunk, rows)
 
     def read_into(self, name: str, chunk: int, out: npt.NDArray[np.generic]) -> None:
         """Reads one chunk.
@@ -92,17 +125,16 @@ class ChunkFiles:
         Raises:
             CorruptArtifact: the shard is missing, short, damaged, or another one's; names artifact and shard.
         """
-        array = self.arrays[name]
-        shard, inner = divmod(chunk, array.chunks_per_shard)
-        found = self._read(array, shard, inner, out)
+        place = self._places[name]
+        shard, inner = divmod(chunk, place.chunks_per_shard)
+        found = self._read(place, shard, inner, out)
         if name == "checksum":
             return
-        per_window = self.arrays["checksum"].shard_rows
-        expected = int(self._table(chunk // per_window)[chunk % per_window, self._columns[name]])
+        window, row = divmod(chunk, self._table_rows)
+        expected = int(self._table(window)[row, place.column])
         if found != expected:
-            raise self.corrupt(
-                array, shard, f"chunk {inner} is not the one that was written there", f"{found:08x}", f"{expected:08x}"
-            )
+            what = f"chunk {inner} is not the one that was written there"
+            raise self.corrupt(place.array, shard, what, f"{found:08x}", f"{expected:08x}")
 
     def read(self, name: str, chunk: int) -> npt.NDArray[np.generic]:
         """One chunk as a new array; see :meth:`read_into`."""
@@ -119,46 +151,44 @@ class ChunkFiles:
             where=self.folder / name,
             found=found,
             expected=expected,
-            remedy=f"'sparsemill verify {self.artifact_id}' lists all damage; remove its folder to compute it again",
+            remedy=repair_remedy(self.artifact_id),
         )
 
-    def _read(self, array: ShardedArray, shard: int, inner: int, out: npt.NDArray[np.generic]) -> int:
-        file = self._file(array, shard)
+    def _read(self, place: _Place, shard: int, inner: int, out: npt.NDArray[np.generic]) -> int:
+        array = place.array
         stored = bytearray(CRC_BYTES)
-        offset = inner * (array.chunk_bytes + CRC_BYTES)
-        self._read_fully(array, shard, file, [memoryview(cast("bytes", out)).cast("B"), memoryview(stored)], offset)
+        file = self._file(array, shard)
+        self._read_fully(array, shard, file, [cast("bytearray", out), stored], place.stride, inner * place.stride)
         found, trailing = crc32c(out), int.from_bytes(stored, "little")
         if found != trailing:
             raise self.corrupt(array, shard, f"chunk {inner} has another crc32c", f"{found:08x}", f"{trailing:08x}")
         return found
 
     def _read_fully(
-        self, array: ShardedArray, shard: int, file: _OpenFile, views: list[memoryview], offset: int
+        self, array: ShardedArray, shard: int, file: _OpenFile, buffers: Sequence[bytearray], n_bytes: int, offset: int
     ) -> None:
-        wanted = sum(map(len, views))
-        done = 0
-        while done < wanted:
+        done, rest = 0, cast("Sequence[bytearray | memoryview]", buffers)
+        while done < n_bytes:
             try:
-                count = os.preadv(file.descriptor, _rest(views, done), offset + done)
+                count = os.preadv(file.descriptor, rest, offset + done)
             except OSError as error:
                 raise self._unreadable(array, shard, error) from error
             if count == 0:
                 raise self.corrupt(array, shard, "it ends early", f"{offset + done} bytes", array.shard_bytes)
             done += count
+            if done < n_bytes:
+                rest = _rest(buffers, done)
 
     def _file(self, array: ShardedArray, shard: int) -> _OpenFile:
         key = (array.name, shard)
-        with self._lock:
-            file = self._open.get(key)
-            if file is not None:
-                self._open.move_to_end(key)
-                return file
-        file = self._open_checked(array, shard)
-        with self._lock:
-            self._open[key] = file
-            self._indexed.add(key)
-            while len(self._open) > _open_limit():
-                self._open.popitem(last=False)
+        file = self._open.get(key)  # needs no lock: other threads only add and remove
+        if file is None:
+            file = self._open_checked(array, shard)
+            with self._lock:
+                self._open[key] = file
+                self._indexed.add(key)
+                while len(self._open) > _open_limit():
+                    del self._open[next(iter(self._open))]
         return file
 
     def _open_checked(self, array: ShardedArray, shard: int) -> _OpenFile:
@@ -171,7 +201,7 @@ class ChunkFiles:
             raise self.corrupt(array, shard, "it has another size", f"{size} bytes", f"{array.shard_bytes} bytes")
         if (array.name, shard) not in self._indexed:
             index = bytearray(len(array.index))
-            self._read_fully(array, shard, file, [memoryview(index)], array.shard_bytes - len(index))
+            self._read_fully(array, shard, file, [index], len(index), array.shard_bytes - len(index))
             if bytes(index) != array.index:
                 raise self.corrupt(array, shard, "its index is damaged", index[:16].hex(), array.index[:16].hex())
         return file
@@ -199,13 +229,11 @@ class ChunkFiles:
         return self.corrupt(array, shard, "it cannot be read", os.strerror(error.errno or 0), "a file")
 
 
-def _rest(views: list[memoryview], done: int) -> list[memoryview]:
-    if done == 0:
-        return views
+def _rest(buffers: Sequence[bytearray], done: int) -> list[memoryview]:
     rest: list[memoryview] = []
-    for view in views:
-        if done < len(view):
-            rest.append(view[done:])
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        rest += [view[done:]] if done < len(view) else []
         done = max(0, done - len(view))
     return rest
 

@@ -1,42 +1,92 @@
 """One lane's chunks in memory: loaded ahead of their stage by an executor, gathered from in the lane's order.
 
+Where chunks come from is the source's affair: shard files, or a model that computes them.
+
 Memory is a ring of chunk slots: chunks come and go in the order of the lane's list, so the chunk at place i lies in
 slot i mod slots, written there by the read itself. A batch's rows are gathered from the ring by one ``numpy.take`` an
 array, so each row is copied once between the page cache's copy and the batch. When a stage begins, the chunks of the
-next are asked for, into the slots that have become free. Rejected: a pool of rows whose slots are refilled row by row
+next are asked for, into the slots that have become free, a few a task: a disk is kept busier by several requests at a
+time than by one a thread. Rejected: a pool of rows whose slots are refilled row by row
 (half the memory, but every row copied once more).
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from storage.chunks import ChunkFiles
 from storage.order import LaneOrder
 
-_CHUNKS_A_TASK = 4
+_CHUNKS_A_TASK = 8
+
+
+class RowFormat(Protocol):
+    """What one row of an array is."""
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Its shape; ``()`` for a number."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Its stored dtype."""
+        ...
+
+
+class ChunkSource(Protocol):
+    """Where chunks of rows come from."""
+
+    @property
+    def arrays(self) -> Mapping[str, RowFormat]:
+        """What there is to load, by name."""
+        ...
+
+    def load(self, chunk: int, out: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Loads one chunk, all arrays wanted of it at once; called from several threads.
+
+        Args:
+            chunk: its number.
+            out: by array name, (chunk_rows, *row_shape), C-contiguous, of the array's dtype; overwritten.
+        """
+        ...
+
+
+@runtime_checkable
+class ForeseeingSource(ChunkSource, Protocol):
+    """A source that gains by knowing what will be loaded next."""
+
+    def expect(self, chunks: Sequence[int], names: Iterable[str]) -> None:
+        """Says, before the first is loaded, that chunks will be; must not wait for them.
+
+        Args:
+            chunks: their numbers.
+            names: of the arrays wanted.
+        """
+        ...
 
 
 class LanePool:
     """Hands out the rows of a lane in its order.
 
     Args:
-        files: where the chunks are.
+        source: where the chunks come from.
         lane: the order.
         names: of the arrays wanted.
-        executor: reads chunks.
+        executor: loads chunks.
     """
 
-    def __init__(self, files: ChunkFiles, lane: LaneOrder, names: Sequence[str], executor: Executor):
-        self._files = files
+    def __init__(self, source: ChunkSource, lane: LaneOrder, names: Sequence[str], executor: Executor):
+        self._source = source
+        self._foreseeing = source if isinstance(source, ForeseeingSource) else None
         self._lane = lane
         self._executor = executor
         self._slots = lane.held_chunks()
         self._ring = {
-            name: np.empty((self._slots, lane.chunk_rows, *files.arrays[name].row_shape), files.arrays[name].dtype)
+            name: np.empty((self._slots, lane.chunk_rows, *source.arrays[name].row_shape), source.arrays[name].dtype)
             for name in names
         }
         self._stage = -1
@@ -89,6 +139,8 @@ class LanePool:
         self._asked = max(self._asked, end)
 
     def _load(self, place: int, stop: int) -> None:
-        for i in range(place, stop):
-            for name, ring in self._ring.items():
-                self._files.read_into(name, int(self._lane.chunks[i]), ring[i % self._slots])
+        chunks: list[int] = self._lane.chunks[place:stop].tolist()
+        if self._foreseeing is not None:
+            self._foreseeing.expect(chunks, self._ring)
+        for i, chunk in enumerate(chunks, place):
+            self._source.load(chunk, {name: ring[i % self._slots] for name, ring in self._ring.items()})

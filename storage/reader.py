@@ -1,16 +1,12 @@
 """Shards -> shuffled batches: prefetched, resumable, checked; also in order, and by (prompt, position).
 
-The order is a pure function (storage.order); lanes hold their chunks in memory (storage.pool); chunks are read
-straight from the shard files and always checked (storage.chunks); batches are made ahead in a thread
-(storage.prefetch). Rows are gathered in the stored dtype and cast to float32 last. Memory: about twice the pool's
-rows in the stored dtype, a W-th of it on each of W ranks, and the prefetched batches. zarr-python and
-tensorstore read the same files; which of them would serve the hot path as fast has not been measured here yet.
+Chunks are read straight from the shard files and always checked (storage.chunks); how they become batches, and what
+memory that takes, storage.batches says. zarr-python and tensorstore read the same files; which of them would serve the
+hot path as fast has not been measured here yet.
 """
 
 import json
-from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.artifact import Artifact
+from storage.batches import BEGINNING, Batch, ShuffledBatches, empty_columns, row_names, to_batch
 from storage.chunks import ChunkFiles
-from storage.encoding import Codes, Floats, decode
-from storage.errors import ConfigError, CorruptArtifact, InputError, UnsupportedFormat
+from storage.encoding import Floats
+from storage.errors import ConfigError, CorruptArtifact, InputError, UnsupportedFormat, repair_remedy
 from storage.fingerprint import Json
 from storage.lookup import RowLookup
 from storage.manifest import FORMAT_VERSION, FileRecord
-from storage.order import BatchOrder, EpochOrder, ReadState
-from storage.pool import LanePool
+from storage.order import BatchOrder, ReadState
 from storage.prefetch import Prefetched
 from storage.shards import GROUP_NAME, Layout
 from storage.zarr_files import METADATA_NAME
@@ -34,27 +30,6 @@ if TYPE_CHECKING:
     import dask.array as da
 
 __all__ = ["Batch", "BatchOrder", "ReadState", "ShardReader"]
-
-_Columns = dict[str, npt.NDArray[np.generic]]
-
-_BEGINNING = ReadState(0, 0)
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Rows of a store.
-
-    Attributes:
-        rows: activations, float32 (b, d_in).
-        prompt: prompt number in the tokens artifact of each row, int32 (b,).
-        position: position in its prompt of each row, int32 (b,).
-        state: where the reader is after this batch.
-    """
-
-    rows: Floats
-    prompt: npt.NDArray[np.int32]
-    position: npt.NDArray[np.int32]
-    state: ReadState
 
 
 class ShardReader:
@@ -89,6 +64,14 @@ class ShardReader:
         self.layout = self._read_layout()
         own = None if records is None else {n.removeprefix(f"{group}/"): r for n, r in records.items()}
         self._files = ChunkFiles(folder / group, self.layout.arrays(), artifact_id, own)
+        self._shuffled = ShuffledBatches(
+            self._files,
+            n_chunks=self.layout.n_chunks,
+            chunk_rows=self.layout.chunk_rows,
+            positions=self.layout.positions,
+            encoding=self.layout.encoding,
+            threads=threads,
+        )
         self._lookup = RowLookup(self.layout)
         self._check_arrays()
         self._files.check_listing()
@@ -118,19 +101,17 @@ class ShardReader:
 
     def batches_per_epoch(self, order: BatchOrder) -> int:
         """Batches of one epoch, the last, short one included."""
-        return self._epoch(order, 0).n_batches
+        return self._shuffled.batches_per_epoch(order)
 
     def pool_bytes(self, order: BatchOrder, *, world: int = 1) -> int:
         """Memory that a rank's pools take, prefetched batches aside."""
-        names = self._names(("activations", "prompt", "position"))
-        chunk_bytes = sum(self._files.arrays[name].chunk_bytes for name in names)
-        return chunk_bytes * sum(lane.held_chunks() for lane in self._epoch(order, 0).lanes(0, world))
+        return self._shuffled.pool_bytes(order, world=world)
 
     def batches(
         self,
         order: BatchOrder,
         *,
-        start: ReadState = _BEGINNING,
+        start: ReadState = BEGINNING,
         rank: int = 0,
         world: int = 1,
         prefetch: int = 2,
@@ -151,27 +132,23 @@ class ShardReader:
         Returns:
             An iterator; close it, or use it in a ``with`` block, to stop its threads at once.
         """
-        self._check_start(order, start, rank, world)
-        return Prefetched(self._generate(order, start, rank, world, None), prefetch)
+        return self._shuffled.batches(order, start=start, rank=rank, world=world, prefetch=prefetch)
 
     def epoch(
         self,
         order: BatchOrder,
         *,
-        start: ReadState = _BEGINNING,
+        start: ReadState = BEGINNING,
         rank: int = 0,
         world: int = 1,
         prefetch: int = 2,
     ) -> Prefetched[Batch]:
         """As :meth:`batches`, ending with the epoch of ``start``."""
-        self._check_start(order, start, rank, world)
-        return Prefetched(self._generate(order, start, rank, world, start.epoch), prefetch)
+        return self._shuffled.epoch(order, start=start, rank=rank, world=world, prefetch=prefetch)
 
-    def prompts(self, order: BatchOrder, *, start: ReadState = _BEGINNING) -> Generator[npt.NDArray[np.int32]]:
+    def prompts(self, order: BatchOrder, *, start: ReadState = BEGINNING) -> Generator[npt.NDArray[np.int32]]:
         """The prompt numbers alone of the batches of one epoch: the same order, without reading activations."""
-        self._check_start(order, start, 0, 1)
-        for columns, _ in self._columns(order, start, 0, 1, start.epoch, ["prompt"]):
-            yield cast("npt.NDArray[np.int32]", columns["prompt"])
+        return self._shuffled.prompts(order, start=start)
 
     def sequential(self, batch_rows: int, *, start: int = 0, prefetch: int = 2) -> Prefetched[Batch]:
         """All rows once, in the order of the store (itself shuffled), for statistics.
@@ -208,15 +185,15 @@ class ShardReader:
         outside = indices[(indices < 0) | (indices >= self.n_rows)]
         if outside.size:
             raise InputError("rows outside the store", found=int(outside[0]), expected=f"0 to {self.n_rows - 1}")
-        names = self._names(("activations", "prompt", "position"))
-        columns = self._empty(names, len(indices))
+        names = row_names(self._files)
+        columns = empty_columns(self._files, names, len(indices))
         by_chunk = np.argsort(indices // self.layout.chunk_rows, kind="stable")
         chunks, starts = np.unique(indices[by_chunk] // self.layout.chunk_rows, return_index=True)
         for chunk, wanted in zip(chunks.tolist(), np.split(by_chunk, starts[1:]), strict=False):
             rows = indices[wanted] % self.layout.chunk_rows
             for name in names:
                 columns[name][wanted] = self._files.read(name, chunk)[rows]
-        return self._batch(columns, _BEGINNING)
+        return to_batch(columns, self.layout.encoding, BEGINNING)
 
     def rows_at(self, prompt: npt.ArrayLike, position: npt.ArrayLike) -> Floats:
         """Activations of given tokens.
@@ -235,7 +212,11 @@ class ShardReader:
         prompts, positions = np.broadcast_arrays(prompts, positions)
         found = self.rows_of(self._lookup.rows(prompts, positions))
         if (found.prompt != prompts).any() or (found.position != positions).any():
-            raise CorruptArtifact("the store's rows are not where its layout says", where=self.artifact_id)
+            raise CorruptArtifact(
+                "the store's rows are not where its layout says",
+                where=self.artifact_id,
+                remedy=repair_remedy(self.artifact_id),
+            )
         return found.rows
 
     def dask(self, block_rows: int | None = None) -> "da.Array":
@@ -250,79 +231,6 @@ class ShardReader:
         name = f"{self.artifact_id}-{self.group}-{blocks[0]}"
         # Dask declares "chunks" as a string, for its default "auto".
         return da.from_array(_RowsView(self), blocks, name=name, asarray=False)  # pyright: ignore[reportArgumentType]
-
-    def _generate(
-        self, order: BatchOrder, start: ReadState, rank: int, world: int, last_epoch: int | None
-    ) -> Generator[Batch]:
-        names = self._names(("activations", "prompt", "position"))
-        for columns, state in self._columns(order, start, rank, world, last_epoch, names):
-            yield self._batch(columns, state)
-
-    def _columns(
-        self,
-        order: BatchOrder,
-        start: ReadState,
-        rank: int,
-        world: int,
-        last_epoch: int | None,
-        names: Sequence[str],
-    ) -> Generator[tuple[_Columns, ReadState]]:
-        executor = ThreadPoolExecutor(self.threads, thread_name_prefix="sparsemill-read")
-        try:
-            epoch, first = start.epoch, start.batch
-            while last_epoch is None or epoch <= last_epoch:
-                yield from self._epoch_columns(self._epoch(order, epoch), first, rank, world, names, executor)
-                epoch, first = epoch + 1, 0
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-    def _epoch_columns(
-        self,
-        epoch: EpochOrder,
-        first: int,
-        rank: int,
-        world: int,
-        names: Sequence[str],
-        executor: ThreadPoolExecutor,
-    ) -> Generator[tuple[_Columns, ReadState]]:
-        lanes = epoch.lanes(rank, world)
-        pools = [LanePool(self._files, lane, names, executor) for lane in lanes]
-        for lane, pool in zip(lanes, pools, strict=True):
-            pool.begin(epoch.lane_span(lane, first)[0])
-        for number in range(first, epoch.n_batches):
-            spans = [epoch.lane_span(lane, number) for lane in lanes]
-            columns = self._empty(names, sum(end - start for start, end in spans))
-            done = 0
-            for pool, (start, end) in zip(pools, spans, strict=True):
-                pool.take(start, end, {name: rows[done : done + end - start] for name, rows in columns.items()})
-                done += end - start
-            last = number == epoch.n_batches - 1
-            yield columns, ReadState(epoch.epoch + 1, 0) if last else ReadState(epoch.epoch, number + 1)
-
-    def _batch(self, columns: _Columns, state: ReadState) -> Batch:
-        scale = cast("Floats | None", columns.get("scale"))
-        return Batch(
-            rows=decode(cast("Codes", columns["activations"]), self.layout.encoding, scale),
-            prompt=columns["prompt"].astype(np.int32),
-            position=columns["position"].astype(np.int32),
-            state=state,
-        )
-
-    def _epoch(self, order: BatchOrder, epoch: int) -> EpochOrder:
-        return EpochOrder(order, self.layout.n_chunks, self.layout.chunk_rows, epoch)
-
-    def _check_start(self, order: BatchOrder, start: ReadState, rank: int, world: int) -> None:
-        epoch = self._epoch(order, start.epoch)
-        epoch.lanes(rank, world)
-        if start.epoch < 0 or not 0 <= start.batch < epoch.n_batches:
-            raise ConfigError("no such batch", found=start, expected=f"batch below {epoch.n_batches}")
-
-    def _names(self, wanted: Sequence[str]) -> list[str]:
-        return [*wanted, "scale"] if "scale" in self._files.arrays else list(wanted)
-
-    def _empty(self, names: Sequence[str], rows: int) -> _Columns:
-        arrays = self._files.arrays
-        return {name: np.empty((rows, *arrays[name].row_shape), arrays[name].dtype) for name in names}
 
     def _read_layout(self) -> Layout:
         value = self._read_metadata(METADATA_NAME)
@@ -361,6 +269,7 @@ class ShardReader:
             f"metadata {self.group}/{name} of {self.artifact_id} is damaged",
             where=self.folder / self.group,
             found=found,
+            remedy=repair_remedy(self.artifact_id),
         )
 
 

@@ -29,6 +29,7 @@ artifact = chain.train()
 print(artifact.id, artifact.manifest_sha256, [run.made.status for run in chain.runs])
 """
 LONG = ("train.autoencoder.steps=250", "train.autoencoder.density_window_rows=8192")
+LIVE = (*LONG, "harvest.n_windows=2", "harvest.model_batch_prompts=8", "train.source=live", "train.pool_rows=2400")
 
 
 def start(preset: Path, root: Path, *overrides: str, checkpoint_seconds: float = 0.01) -> subprocess.Popen[str]:
@@ -59,27 +60,39 @@ def wait_for_checkpoint(root: Path, *, beyond: str = "") -> str:
     return newest
 
 
+def whole(preset: Path, tmp_path_factory: pytest.TempPathFactory, overrides: tuple[str, ...]) -> tuple[str, str]:
+    """Artifact id and manifest hash of a run that nothing interrupts."""
+    return finish(start(preset, tmp_path_factory.mktemp("whole") / "store", *overrides, checkpoint_seconds=1000))
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_preset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    return finish(start(tiny_preset, tmp_path_factory.mktemp("whole") / "store", *LONG, checkpoint_seconds=1000))
+    return whole(tiny_preset, tmp_path_factory, LONG)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted_live(tiny_preset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return whole(tiny_preset, tmp_path_factory, LIVE)
+
+
+@pytest.mark.parametrize(("expected", "overrides"), [("uninterrupted", LONG), ("uninterrupted_live", LIVE)])
 def test_killed_again_and_again_ends_with_the_same_bytes(
-    uninterrupted: tuple[str, str], tiny_preset: Path, tmp_path: Path
+    expected: str, overrides: tuple[str, ...], request: pytest.FixtureRequest, tiny_preset: Path, tmp_path: Path
 ):
+    uninterrupted: tuple[str, str] = request.getfixturevalue(expected)
     root = tmp_path / "store"
     rng = random.Random(0)
     kills = 0
     newest = ""
     for _ in range(4):
-        process = start(tiny_preset, root, *LONG)
+        process = start(tiny_preset, root, *overrides)
         newest = wait_for_checkpoint(root, beyond=newest)
         time.sleep(rng.uniform(0.0, 0.3))
         process.kill()
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
     assert kills >= 2
-    assert finish(start(tiny_preset, root, *LONG)) == uninterrupted
+    assert finish(start(tiny_preset, root, *overrides)) == uninterrupted
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])

@@ -10,7 +10,7 @@ from pipeline.progress import Quiet
 from pipeline.tokens import TokenTable
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
-from storage.errors import InputError
+from storage.errors import CorruptArtifact, InputError
 
 
 @pytest.fixture
@@ -107,3 +107,36 @@ def test_files_split_over_several_arrow_files_read_back_alike(
     table = TokenTable(made(tiny_preset, other))
     assert sum(name.startswith("train-") for name in table.artifact.manifest.files) == 4
     np.testing.assert_array_equal(table.prompts("train"), whole)
+
+
+def test_prompts_come_from_every_file_in_any_order(
+    tiny_preset: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    whole = TokenTable(made(tiny_preset, workspace)).prompts("train")
+    monkeypatch.setattr(tokens, "PROMPTS_PER_FILE", 300)
+    elsewhere = Workspace.open(Runtime(root=workspace.runtime.root.with_name("small-files")))
+    table = TokenTable(made(tiny_preset, elsewhere))
+    assert len([name for name in table.artifact.manifest.files if name.startswith("train-")]) == 9
+    numbers = np.random.default_rng(0).integers(0, 2500, 400)
+    np.testing.assert_array_equal(table.prompts("train", numbers), whole[numbers])
+    np.testing.assert_array_equal(table.prompts("train"), whole)
+    assert table.prompts("train", []).shape == (0, 16)
+
+
+@pytest.mark.parametrize("number", [-1, 2500])
+def test_a_prompt_that_is_not_there_is_named(tiny_preset: Path, workspace: Workspace, number: int):
+    table = TokenTable(made(tiny_preset, workspace))
+    with pytest.raises(InputError, match=f"no such train prompt.*{number}"):
+        table.prompts("train", [0, number])
+
+
+def test_a_flipped_token_is_an_error_not_another_prompt(tiny_preset: Path, workspace: Workspace):
+    artifact = made(tiny_preset, workspace)
+    path = artifact.folder / "train-00000.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    table = TokenTable(artifact)
+    assert table.prompts("held_out").shape == (600 // 16, 16)
+    with pytest.raises(CorruptArtifact, match=r"train-00000\.arrow"):
+        table.prompts("train", [0])
