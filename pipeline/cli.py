@@ -87,6 +87,42 @@ def replicate(*, preset: PresetName = "demo", set_: Set = (), threads: Threads =
     print_summary(chain)
 
 
+@app.command(name="plan")
+def plan_run(
+    preset: PresetName = "demo",
+    *,
+    set_: Set = (),
+    tokens: Annotated[int, Parameter(help="tokens of the full run put beside the preset's own")] = 2_000_000_000,
+    calibration: Annotated[bool, Parameter(help="measure this machine for some seconds, to tell times")] = True,
+    memory_gib: Annotated[
+        float | None, Parameter(help="memory that a stage may hold in all; what the machine has left by default")
+    ] = None,
+    threads: Threads = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a run would be, before anything is made: rows, bytes, shards, files, memory, mixing, time.
+
+    The preset's own run stands beside a full one of --tokens. A run that does not fit the disk, or the memory, is
+    refused with exit code 1, naming the settings that would fit and what each needs. Nothing is made; a calibration
+    writes a temporary folder beside the artifacts and removes it.
+    """
+    from pipeline.planning.plan import plan
+    from pipeline.planning.table import print_plan
+
+    budget = None if memory_gib is None else round(memory_gib * 2**30)
+    found, refusal = plan(
+        load_preset(preset, set_), _workspace(threads, home), full_tokens=tokens, calibrated=calibration,
+        budget_bytes=budget,
+    )  # fmt: skip
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        print_plan(found)
+    if refusal is not None:
+        raise refusal
+
+
 @app.command
 def presets(name: str | None = None, *, as_json: AsJson = False) -> None:
     """List the shipped presets, or show one as it resolves.
@@ -146,28 +182,30 @@ def show(reference: str, *, home: Home = None) -> None:
 
 
 @app.command
-def verify(reference: str, *, home: Home = None) -> None:
-    """Check every file's size and sha256; exit code 1 if any differs.
+def verify(
+    reference: str,
+    *,
+    repair: Annotated[bool, Parameter(negative=(), help="mend what is damaged, then check again")] = False,
+    remote: Annotated[str | None, Parameter(help="where committed files may be fetched; SPARSEMILL_REMOTE")] = None,
+    rewrite: Annotated[
+        bool,
+        Parameter(negative=(), help="repair; a harvest that cannot be mended is made again, with other bytes"),
+    ] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every file's size and sha256, and every chunk's crc32c; exit code 1 if any differs.
 
     Args:
-        reference: id, unique prefix or tag.
+        reference: id, unique prefix, tag or path.
     """
-    store = _workspace(None, home).store
-    artifact = store.resolve(reference)
-    done = 0
-    with for_stderr().track(f"verify {artifact.id}", artifact.manifest.total_bytes, "bytes") as advance:
+    from pipeline.verifying import verify_and_print
 
-        def show_progress(bytes_done: int, _total: int) -> None:
-            nonlocal done
-            advance(bytes_done - done)
-            done = bytes_done
-
-        problems = store.verify(artifact, show_progress)
-    for problem in problems:
-        print(problem)
-    if problems:
+    workspace = _workspace(None, home)
+    artifact = workspace.store.resolve(reference)
+    mend = repair or rewrite
+    if not verify_and_print(artifact, workspace, mend=mend, remote=remote, rewrite=rewrite, as_json=as_json):
         sys.exit(EXIT_ERROR)
-    print(f"{artifact.id}: {len(artifact.manifest.files):,} files as committed")
 
 
 @artifacts.command

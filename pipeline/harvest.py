@@ -25,6 +25,7 @@ import safetensors.numpy
 from pipeline import language_model
 from pipeline.config import HarvestConfig, validate
 from pipeline.language_model import LanguageModel
+from pipeline.memory import model_width, require_memory
 from pipeline.statistics import Moments
 from pipeline.tokens import TokenTable
 from pipeline.windows import Window, WindowHarvester, file_names, single_threaded, statistics_name
@@ -56,6 +57,7 @@ def harvest(config: HarvestConfig, tokens: Artifact, workspace: Workspace) -> Ma
     Raises:
         UnknownHook: the model has no such hook.
         InputError: the tokens do not fill one window, or are not the model's.
+        MemoryBudgetExceeded: two windows do not fit the memory; the window that does is named.
         StorageFull: the planned store does not fit the disk; nothing was computed.
         NumericsError: a value is not finite or overflows the encoding; its prompt is named.
     """
@@ -185,6 +187,12 @@ class _Harvesting:
             model.check_hook(name)
         _check_tokens(model, table)
         layouts = self._layouts(model, table, list(sites))
+        require_memory(
+            list(layouts.values()),
+            model_batch_prompts=self.config.model_batch_prompts,
+            model_width=model_width(model),
+            workers=self.workspace.threads,
+        )
         missing = {name: self._prepare(staging, layouts[name]) for name, staging in sites.items()}
         atomic.require_free(
             stagings[0].folder,

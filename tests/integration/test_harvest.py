@@ -15,7 +15,7 @@ from pipeline.tokens import TokenTable
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
 from storage.artifacts import Made
-from storage.errors import StorageFull, UnknownHook, UnsupportedFormat
+from storage.errors import MemoryBudgetExceeded, StorageFull, UnknownHook, UnsupportedFormat
 from storage.reader import ShardReader
 
 POST, OUT = "blocks.0.mlp.hook_post", "blocks.0.hook_mlp_out"
@@ -197,6 +197,15 @@ def test_no_room_on_the_disk_is_told_before_any_work(make, computed, monkeypatch
     computed.clear()
     monkeypatch.setattr("storage.atomic.free_bytes", lambda _: 1000)
     with pytest.raises(StorageFull, match="not enough disk space"):
+        make(SHORT)
+    assert computed == []
+
+
+def test_no_room_in_memory_is_told_before_any_work_with_the_window_that_fits(
+    make, computed, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.memory.available_bytes", lambda: 900_000)
+    with pytest.raises(MemoryBudgetExceeded, match=r"harvest\.window_prompts=(\d+)"):
         make(SHORT)
     assert computed == []
 
