@@ -15,6 +15,7 @@ def analyze(
     only: list[str] | None = None,
     root: str | None = None,
     threads: int | None = None,
+    device: str = "cpu",
 ) -> Any:
     """Analyses an autoencoder and writes the report.
 
@@ -25,8 +26,9 @@ def analyze(
         only: names of analyses; the preset's by default.
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
+        device: where activations are computed: cpu, cuda, cuda:1...
     """
-    chain = open_chain(preset, overrides or [], root, threads)
+    chain = open_chain(preset, overrides or [], root, threads, device)
     artifact = None if sae is None else chain.workspace.store.resolve(sae, stage="train")
     chain.report(artifact, only or ())
     return closing_state(chain)

@@ -9,7 +9,11 @@ from flows.runs import closing_state, open_chain
 
 @flow(name="harvest")
 def harvest(
-    preset: str = "demo", overrides: list[str] | None = None, root: str | None = None, threads: int | None = None
+    preset: str = "demo",
+    overrides: list[str] | None = None,
+    root: str | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
 ) -> Any:
     """Harvests activations into shuffled shards; tokenizes first where that is missing.
 
@@ -18,7 +22,8 @@ def harvest(
         overrides: ``stage.field=value`` each, on top of the preset.
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
+        device: where activations are computed: cpu, cuda, cuda:1...
     """
-    chain = open_chain(preset, overrides or [], root, threads)
+    chain = open_chain(preset, overrides or [], root, threads, device)
     chain.harvest()
     return closing_state(chain)

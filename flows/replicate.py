@@ -13,7 +13,11 @@ from storage.errors import SparsemillError
 
 @flow(name="replicate")
 def replicate(
-    preset: str = "demo", overrides: list[str] | None = None, root: str | None = None, threads: int | None = None
+    preset: str = "demo",
+    overrides: list[str] | None = None,
+    root: str | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
 ) -> Any:
     """Tokenizes, harvests, trains, analyses and reports; what is there already is found.
 
@@ -22,8 +26,9 @@ def replicate(
         overrides: ``stage.field=value`` each, on top of the preset.
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
+        device: where activations are computed: cpu, cuda, cuda:1...
     """
-    chain = open_chain(preset, overrides or [], root, threads)
+    chain = open_chain(preset, overrides or [], root, threads, device)
     chain.report()
     print_summary(chain)
     return closing_state(chain)

@@ -31,9 +31,11 @@ def stage(work: Callable[[], Made]) -> Any:
     return Completed(name=_STATE_NAMES[made.status], message=made.artifact.id, data=made.artifact.id)
 
 
-def open_chain(preset: str, overrides: list[str], root: str | None, threads: int | None) -> Chain:
+def open_chain(preset: str, overrides: list[str], root: str | None, threads: int | None, device: str = "cpu") -> Chain:
     """The chain of stages of a flow run, each run as a Prefect task."""
-    runtime = Runtime(threads=threads) if root is None else Runtime(root=Path(root), threads=threads)
+    runtime = Runtime(threads=threads, device=device)
+    if root is not None:
+        runtime = runtime.model_copy(update={"root": Path(root)})
     workspace = Workspace.open(runtime, for_stderr())
 
     def run_as_task(name: str, work: Callable[[], Made]) -> Made:

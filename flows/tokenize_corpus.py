@@ -9,7 +9,10 @@ from flows.runs import closing_state, open_chain
 
 @flow(name="tokenize")
 def tokenize(
-    preset: str = "demo", overrides: list[str] | None = None, root: str | None = None, threads: int | None = None
+    preset: str = "demo",
+    overrides: list[str] | None = None,
+    root: str | None = None,
+    threads: int | None = None,
 ) -> Any:
     """Tokenizes the preset's corpus into prompts.
 

@@ -105,7 +105,7 @@ class _Inputs:
 
     @cached_property
     def model(self) -> LanguageModel:
-        return language_model.load_recorded(self.activations, device=self.workspace.runtime.device)
+        return language_model.load_recorded(self.activations)  # beside the autoencoder, on the CPU
 
     def parents(self, analysis: Analysis) -> dict[str, Artifact]:
         """Artifacts by role; the language model's hashes are part of the activations' spec."""

@@ -6,6 +6,7 @@ damage; 2 the command line itself was wrong; 130 interrupted (the same command c
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,34 @@ Home = Annotated[Path | None, Parameter(help="the artifact store; SPARSEMILL_HOM
 PresetName = Annotated[str, Parameter(help="a shipped preset (see 'sparsemill presets') or a TOML file")]
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="print JSON")]
 
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Run:
+    """What the commands that run stages have in common.
+
+    Attributes:
+        preset: what to run.
+        set_: overrides.
+        threads: of torch and numba.
+        device: where activations are computed.
+        home: the artifact store's folder.
+    """
+
+    preset: PresetName = "demo"
+    set_: Set = ()
+    threads: Threads = None
+    device: Annotated[str, Parameter(help="where activations are computed: cpu, cuda, cuda:1...")] = "cpu"
+    home: Home = None
+
+    def chain(self) -> Chain:
+        """The chain of stages that the options ask for."""
+        workspace = _workspace(self.threads, self.home, self.device)
+        return Chain(load_preset(self.preset, self.set_), workspace, run_directly)
+
+
+_DEFAULTS = Run()
+
 app = App(
     name="sparsemill",
     help="Grind a language model's activations into sparse features: tokenize, harvest, train, analyse, share.",
@@ -40,21 +69,21 @@ app.command(artifacts)
 
 
 @app.command
-def tokenize(*, preset: PresetName = "demo", set_: Set = (), threads: Threads = None, home: Home = None) -> None:
+def tokenize(*, run: Run = _DEFAULTS) -> None:
     """Cut documents into prompts of token ids."""
-    _finish(_chain(preset, set_, threads, home).tokenize())
+    _finish(run.chain().tokenize())
 
 
 @app.command
-def harvest(*, preset: PresetName = "demo", set_: Set = (), threads: Threads = None, home: Home = None) -> None:
+def harvest(*, run: Run = _DEFAULTS) -> None:
     """Run the language model and store its activations, exactly shuffled; tokenizes first where that is missing."""
-    _finish(_chain(preset, set_, threads, home).harvest())
+    _finish(run.chain().harvest())
 
 
 @app.command
-def train(*, preset: PresetName = "demo", set_: Set = (), threads: Threads = None, home: Home = None) -> None:
+def train(*, run: Run = _DEFAULTS) -> None:
     """Train a sparse autoencoder from stored activations; makes first what is missing upstream."""
-    _finish(_chain(preset, set_, threads, home).train())
+    _finish(run.chain().train())
 
 
 @app.command
@@ -62,27 +91,24 @@ def analyze(
     sae: str | None = None,
     *,
     only: Annotated[str, Parameter(help="names of analyses, separated by commas; the preset's by default")] = "",
-    preset: PresetName = "demo",
-    set_: Set = (),
-    threads: Threads = None,
-    home: Home = None,
+    run: Run = _DEFAULTS,
 ) -> None:
     """Analyse an autoencoder and write the report.
 
     Args:
         sae: id, unique prefix or tag of an autoencoder, or 'latest'; the preset's own by default.
     """
-    chain = _chain(preset, set_, threads, home)
+    chain = run.chain()
     artifact = None if sae is None else chain.workspace.store.resolve(sae, stage="train")
     _finish(chain.report(artifact, [name for name in only.split(",") if name]))
 
 
 @app.command
-def replicate(*, preset: PresetName = "demo", set_: Set = (), threads: Threads = None, home: Home = None) -> None:
+def replicate(*, run: Run = _DEFAULTS) -> None:
     """Run every stage, from documents to the report; what is there already is found."""
     from pipeline.summary import print_summary
 
-    chain = _chain(preset, set_, threads, home)
+    chain = run.chain()
     chain.report()
     print_summary(chain)
 
@@ -251,13 +277,9 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _workspace(threads: int | None, home: Path | None) -> Workspace:
-    runtime = Runtime(threads=threads) if home is None else Runtime(root=home, threads=threads)
-    return Workspace.open(runtime, for_stderr())
-
-
-def _chain(preset: str, overrides: tuple[str, ...], threads: int | None, home: Path | None) -> Chain:
-    return Chain(load_preset(preset, overrides), _workspace(threads, home), run_directly)
+def _workspace(threads: int | None, home: Path | None, device: str = "cpu") -> Workspace:
+    runtime = Runtime(threads=threads, device=device)
+    return Workspace.open(runtime if home is None else runtime.model_copy(update={"root": home}), for_stderr())
 
 
 def _finish(artifact: Artifact) -> None:

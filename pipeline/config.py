@@ -169,7 +169,7 @@ class Runtime(StageModel):
     root: Path = Field(default_factory=lambda: Path(os.environ.get("SPARSEMILL_HOME", "artifacts")))
     """The artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts."""
     device: str = "cpu"
-    """A torch device."""
+    """Where the language model runs when activations are harvested, or computed live: a torch device."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch and numba; torch's own choice by default."""
     checkpoint_seconds: float = Field(default=60.0, gt=0)

@@ -241,7 +241,7 @@ class _Training:
         table = self._tokens()
         n = min(self._config.evaluate_prompts, table.n_prompts("held_out"))
         held_out = HeldOut(
-            model=language_model.load_recorded(self._activations, device=self._workspace.runtime.device),
+            model=language_model.load_recorded(self._activations),  # beside the autoencoder, on the CPU
             tokens=table.ids("held_out", range(n)),
             hook_name=str(self._activations.config["hook_name"]),
             first_position=0 if self._activations.config["include_bos"] else 1,

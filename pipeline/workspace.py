@@ -13,6 +13,7 @@ from pipeline.config import Runtime
 from pipeline.progress import Quiet, Reporter
 from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore, Made, Result, Spec, Staging
+from storage.errors import ConfigError
 from storage.fingerprint import Json
 
 
@@ -30,8 +31,13 @@ class Workspace:
 
     @staticmethod
     def open(runtime: Runtime | None = None, reporter: Reporter | None = None) -> "Workspace":
-        """Opens a workspace and sets torch's thread count."""
+        """Opens a workspace and sets torch's thread count.
+
+        Raises:
+            ConfigError: there is no such device.
+        """
         runtime = Runtime() if runtime is None else runtime
+        _check_device(runtime.device)
         if runtime.threads is not None:
             torch.set_num_threads(runtime.threads)
         return Workspace(runtime, Quiet() if reporter is None else reporter)
@@ -87,6 +93,16 @@ class Workspace:
     def threads(self) -> int:
         """CPU threads in use."""
         return self.runtime.threads or torch.get_num_threads() or os.cpu_count() or 1
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError("not a device", found=name, expected="cpu, cuda, or cuda:0, cuda:1, ...") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise ConfigError("no such device on this machine", found=name, expected=f"cpu, or one of {count} CUDA devices")
 
 
 def facts(artifact: Artifact) -> dict[str, Any]:

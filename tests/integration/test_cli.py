@@ -89,6 +89,8 @@ def test_verify_finds_a_flipped_bit(home: Path, tmp_path: Path, tiny_preset: Pat
         ),
         (("harvest", "--set", "harvest.hook_name=blocks.0.mlp.hook_pots"), "blocks.0.mlp.hook_post"),
         (("harvest", "--set", "harvest.window_prompts=1048576"), "too few training prompts"),
+        (("harvest", "--device", "gpu"), "not a device"),
+        (("harvest", "--device", "cuda:64"), "no such device"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_changes_nothing(
@@ -132,5 +134,5 @@ def test_the_command_line_never_imports_prefect():
 
 def test_help_names_every_command(tmp_path: Path):
     text = sparsemill("--help", home=tmp_path).stdout
-    for command in ("tokenize", "harvest", "train", "analyze", "replicate", "artifacts", "presets"):
+    for command in ("plan", "tokenize", "harvest", "train", "analyze", "replicate", "verify", "artifacts", "presets", "hooks"):
         assert command in text
