@@ -8,8 +8,11 @@ A model of gelu-1l's shape with random weights (a pass costs the same whatever t
 - *hand-written*: embedding, layer norm, torch's scaled-dot-product attention, MLP; nothing else;
 - *forward*: the product's pass, with torch's threads;
 - *forward in workers*: the same, batches shared out over threads of one arithmetic thread each, as a harvest does;
-- *harvest*: the stage itself on several windows: passes, encoding, shuffle, statistics, checksums, sha256, writing,
-  fsync, journal, until the last window is on disk (loading the model and the certificate are timed beside it);
+- *harvest*: the stage itself, from its third window to its last: passes, encoding, shuffle, statistics, and beside them
+  the window before being checksummed, hashed, written, fsynced and journalled. A long harvest is this. *Ends
+  included*: from the first row to the last file, the first two windows in memory that the kernel still has to provide,
+  the last one written with nothing beside it. (Loading the model, and the certificate, are in
+  ``whole_stage_seconds``.)
 - *device to host*, *disk*: a batch's encoded rows copied to the host; a window's files written and fsynced.
 
 The harvest runs in a process of its own, which also tells its peak memory beside what ``pipeline.memory`` says that it
@@ -23,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,10 +38,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 
-from bench.machine import interleave, say, write_results
+from bench.machine import Runs, interleave, say, write_results
+from pipeline import harvest as stage
 from pipeline import language_model, tokens
 from pipeline.config import Runtime, load_preset
-from pipeline.harvest import harvest, recorded_layout
+from pipeline.memory import harvest_needs, resident_bytes
 from pipeline.progress import Advance, Quiet
 from pipeline.windows import single_threaded
 from pipeline.workspace import Workspace, facts
@@ -47,21 +51,32 @@ from storage.shards import Layout, WindowBuffer
 
 SHAPE = {"n_layers": 1, "d_model": 512, "d_mlp": 2048, "d_head": 64, "n_heads": 8, "n_ctx": 1024, "d_vocab": 48262}
 SITE = "blocks.0.mlp.hook_post"
-PROMPT_TOKENS, WINDOW_PROMPTS, BATCH = 128, 1024, 16
+PROMPT_TOKENS, WINDOW_PROMPTS, BATCH = 128, 1024, 8
+FORWARD_PROMPTS = 1024  # a pass of each forward
 
 
 class Timed(Quiet):
-    """Keeps the seconds from the first row of a stage to its last file."""
+    """Keeps the seconds from the first row of a harvest to its last file, and when how many rows were done."""
+
+    seconds = 0.0
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.done: list[tuple[int, float]] = [(0, 0.0)]
 
     @contextmanager
-    def track(self, label: str, total: int, unit: str, *, start: int = 0) -> Generator[Advance]:
+    def track(self, label: str, total: int, unit: str, *, start: int = 0) -> Generator[Advance]:  # noqa: ARG002
         began = time.perf_counter()
-        with super().track(label, total, unit, start=start) as advance:
-            yield advance
-        self.seconds[label] = time.perf_counter() - began
+
+        def advance(done: int = 1, *, note: str = "") -> None:  # noqa: ARG001
+            self.done.append((self.done[-1][0] + done, time.perf_counter() - began))
+
+        yield advance
+        self.seconds = time.perf_counter() - began
+
+    def seconds_between(self, first: int, last: int) -> float:
+        """From ``first`` rows done to ``last`` rows done."""
+        at = dict(self.done)
+        return at[last] - at[first]
 
 
 def write_model(folder: Path) -> None:
@@ -144,30 +159,31 @@ def hand_written(folder: Path, device: str) -> Callable[[torch.Tensor], torch.Te
 
 def harvest_once(preset: Path, root: Path, device: str, threads: int) -> dict[str, float]:
     """In this process: one harvest; seconds, and memory above what there was before it."""
-    from pipeline.memory import harvest_needs, model_width, resident_bytes
-
     config = load_preset(str(preset))
     reporter = Timed()
     workspace = Workspace.open(Runtime(root=root, device=device, threads=threads), reporter)
     parent = tokens.tokenize(config.tokenize, workspace).artifact
-    model = language_model.load(config.harvest.language_model, device=device)
-    width = model_width(model)
-    model.activations(torch.zeros(1, PROMPT_TOKENS, dtype=torch.int64), SITE)
-    before = resident_bytes()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the peak, starts anew
+    stated, before = 0, 0
+
+    def note(layouts: Sequence[Layout], **settings: int) -> None:
+        """Where the stage, with its model loaded, asks whether it fits: what it then says that it needs."""
+        nonlocal stated, before
+        stated, before = sum(harvest_needs(layouts, **settings).values()), resident_bytes()
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the peak, starts anew
+
+    stage.require_memory = note
     began = time.perf_counter()
-    artifact = harvest(config.harvest, parent, workspace).artifact
+    artifact = stage.harvest(config.harvest, parent, workspace).artifact
     whole = time.perf_counter() - began
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    needs = harvest_needs(
-        [recorded_layout(artifact)], model_batch_prompts=BATCH, model_width=width, workers=threads
-    )  # fmt: skip
+    rows, windows = facts(artifact)["rows"], facts(artifact)["windows"]
     return {
-        "seconds": reporter.seconds["harvest"], "whole_stage_seconds": whole,
-        "peak_bytes": int(status["VmHWM"].split()[0]) * 1024 - before, "stated_bytes": sum(needs.values()),
-        "tokens": facts(parent)["train"]["tokens"], "rows": facts(artifact)["rows"],
+        "seconds": reporter.seconds, "whole_stage_seconds": whole,
+        "steady_seconds": reporter.seconds_between(2 * rows // windows, rows), "steady_windows": windows - 2,
+        "peak_bytes": int(status["VmHWM"].split()[0]) * 1024 - before, "stated_bytes": stated,
+        "tokens": facts(parent)["train"]["tokens"], "rows": rows,
         "bytes": artifact.manifest.total_bytes, "files": len(artifact.manifest.files),
-        "windows": facts(artifact)["windows"],
+        "windows": windows,
     }  # fmt: skip
 
 
@@ -187,7 +203,7 @@ def measure(folder: Path, device: str, threads: int, rounds: int, windows: int) 
     say("writing the prompts")
     config = load_preset(str(preset))
     parent = tokens.tokenize(config.tokenize, Workspace.open(Runtime(root=folder / "prompts"))).artifact
-    prompts = tokens.TokenTable(parent).ids("train", range(16 * BATCH)).to(device)
+    prompts = tokens.TokenTable(parent).ids("train", range(FORWARD_PROMPTS)).to(device)
     model = language_model.load(str(folder), device=device)
     by_hand = hand_written(folder, device)
     torch.set_num_threads(threads)
@@ -206,9 +222,11 @@ def measure(folder: Path, device: str, threads: int, rounds: int, windows: int) 
         with torch.inference_mode():
             model.bridge.run_with_cache(batch)
 
+    workers = ThreadPoolExecutor(threads)
+
     def in_workers() -> None:
-        with single_threaded(), ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda batch: model.activations(batch, SITE), prompts.split(BATCH)))
+        with single_threaded():
+            list(workers.map(lambda batch: model.activations(batch, SITE) is None, prompts.split(BATCH)))
 
     harvests: list[dict[str, float]] = []
     rows = model.activations(prompts[:BATCH], SITE).half()
@@ -222,7 +240,7 @@ def measure(folder: Path, device: str, threads: int, rounds: int, windows: int) 
             atomic.sync_files([Path(place) / name for name in names], top=Path(place))
 
     things: dict[str, Callable[[], object]] = {
-        "run_with_cache": each(cached, 8),
+        "run_with_cache": each(cached, 16),
         "bridge to the hook": each(lambda batch: model._by_hooks(batch, [SITE])),  # noqa: SLF001  (what is compared)
         "hand-written": each(by_hand),
         "forward": each(lambda batch: model.activations(batch, SITE)),
@@ -236,14 +254,17 @@ def measure(folder: Path, device: str, threads: int, rounds: int, windows: int) 
     say(f"{rounds} rounds of {', '.join(things)}")
     measured = interleave(things, rounds)
     amounts = dict.fromkeys(things, n_tokens) | {
-        "run_with_cache": n_tokens // 8, "disk": WINDOW_PROMPTS * PROMPT_TOKENS,
+        "run_with_cache": n_tokens // 16, "disk": WINDOW_PROMPTS * PROMPT_TOKENS,
     }  # fmt: skip
     rates = {name: measured.runs[name].rates(amounts[name]) for name in things if name != "harvest"}
-    seconds = measured.runs["harvest"].seconds
-    for i, once in enumerate(harvests):
-        seconds[i] = once["seconds"]
-    rates["harvest"] = measured.runs["harvest"].rates(harvests[0]["tokens"])
-    rates["harvest"].pop("per_cpu_second")  # another process's
+    one = harvests[0]
+    for name, key, amount in (
+        ("harvest", "steady_seconds", one["tokens"] * one["steady_windows"] / one["windows"]),
+        ("harvest, ends included", "seconds", one["tokens"]),
+    ):
+        seconds = [once[key] for once in harvests]
+        rates[name] = Runs(seconds, seconds).rates(amount)
+        rates[name].pop("per_cpu_second")  # another process's
     return {
         "device": torch.cuda.get_device_name() if device != "cpu" else "cpu", "threads": threads, "rounds": rounds,
         "seed": 0, "load": measured.load, "model_batch_prompts": BATCH, "window_prompts": WINDOW_PROMPTS,
@@ -276,7 +297,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="a torch device")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--windows", type=int, default=6, help="windows a harvest, of 1,024 prompts")
+    parser.add_argument("--windows", type=int, default=8, help="windows a harvest, of 1,024 prompts")
     parser.add_argument("--folder", type=Path, help="where the stores are written for the while")
     parser.add_argument("--once", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -96,9 +96,9 @@ class HarvestConfig(StageModel):
     """Rows of an inner chunk: the unit of reading and of checksums. Divides ``window_prompts``."""
     encoding: Encoding = "float16"
     """How rows are stored."""
-    model_batch_prompts: int = Field(default=16, gt=0)
+    model_batch_prompts: int = Field(default=8, gt=0)
     """Prompts a forward pass; part of the identity, since the batch's shape moves the last bits."""
-    second_moment_stride: int = Field(default=64, gt=0)
+    second_moment_stride: int = Field(default=256, gt=0)
     """Every how many batches one enters the second-moment matrix (cost: 2 d_in^2 operations a row that does)."""
     seed: int = 0
     """Seed of the shuffle."""

@@ -28,7 +28,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 _WINDOWS = 2  # one is computed while another is written
 _PLACE_BYTES = 8  # a row's place in its window, kept with the window's buffer
 _SHUFFLE_BYTES = 24  # a row, while a window's places are being drawn
-_ALIVE = 4  # activations of the model's width in a pass: before the nonlinearity, after it, encoded, and attention
+_ALIVE = 8  # activations of the model's width a pass, as measured: those in use, and what allocators keep of freed ones
 _BATCHES = 4  # one in use, one being made, two prefetched
 _LOGITS = 4  # copies of an evaluation's logits at once
 _KERNEL_BYTES = 128 * 2**20  # numba, its compiler and its code, measured
@@ -76,6 +76,7 @@ def harvest_needs(layouts: Sequence[Layout], *, model_batch_prompts: int, model_
         "model batches": _ALIVE * 4 * workers * batch_tokens * model_width,
         "statistics": (_WINDOWS + 1) * 8 * squares + 4 * workers * squares,
         "order of the prompts": 2 * 8 * layouts[0].n_prompts,
+        "compiled kernels": _KERNEL_BYTES,
     }
 
 

@@ -1,20 +1,17 @@
 """Per-neuron statistics of a harvest, gathered batch by batch, kept window by window, folded in the windows' order.
 
 A left fold over batches and windows gives the same bits however they were computed: at once, resumed, in several
-threads, or in a shorter harvest. A batch's sums are taken prompt by prompt in float32, while its rows are in the cache
-(a sum over 127 values loses about 1e-7 of it), and folded in float64. The second moment, of which the singular vectors
-are the eigenvectors, costs d products a row and neuron, more than the forward pass itself, so only every so many
-batches enter it; as prompts are in random order these are a fair sample. Rejected: float64 sums (15 % of a forward pass
-of gelu-1l on the CPU), a second pass over the store (reads it all).
+threads, or in a shorter harvest. A batch is summed where it is encoded (``pipeline.windows``), and folded in float64.
+The second moment, of which the singular vectors are the eigenvectors, costs d products a row and neuron, more than the
+forward pass itself, so only every so many batches enter it; as prompts are in random order these are a fair sample.
+Rejected: a second pass over the store (reads it all).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 Array = npt.NDArray[np.float64]
 
@@ -35,17 +32,6 @@ class Sums(NamedTuple):
     low: npt.NDArray[np.float32]
     high: npt.NDArray[np.float32]
     outer: npt.NDArray[np.float32] | None
-
-    @staticmethod
-    def fold(parts: "Iterable[tuple[int, Tensor, Tensor, Tensor]]", outer: Tensor | None) -> "Sums":
-        """Puts together the (rows, sum, minimum, maximum) of the parts of a batch, in their order."""
-        rows, totals, lows, highs = zip(*parts, strict=True)
-        total = np.zeros(len(totals[0]))
-        for part in totals:
-            total += part.double().cpu().numpy()
-        low = np.minimum.reduce([part.cpu().numpy() for part in lows])
-        high = np.maximum.reduce([part.cpu().numpy() for part in highs])
-        return Sums(sum(rows), total, low, high, None if outer is None else outer.cpu().numpy())
 
 
 @dataclass

@@ -2,12 +2,12 @@
 
 Model batches of a fixed composition are shared out over worker threads, each with one thread of its own for the
 arithmetic. So a row's bits depend on the batch alone, whatever the number of threads; nothing waits at barriers; and
-what numpy does with one batch (encode, scatter) runs beside another's products instead of after them. A batch's rows
-are encoded and summed prompt by prompt, as then they are still in the cache. On a CUDA device two workers, each with a
-stream of its own, overlap one batch's copy to the host with the next one's pass.
+the rest of one batch's work (encoding, shuffling, sums) runs beside another's products instead of after them. On a CUDA
+device two workers, each with a stream of its own, overlap one batch's copy to the host with the next one's pass.
 
-Encoding on the fast path is torch's own cast, which runs on the model's device; a batch holding a value that does not
-fit, and an encoding that torch has no type for, take the plain path (``WindowBuffer.add``), which names the prompt.
+Rows become halves, at their places, in one pass that also sums them (storage.fused). On other devices, and for other
+encodings, torch casts them where they are. A batch with a value that does not fit, and an encoding that torch has no
+type for, take the plain path (``WindowBuffer.add``), which names the prompt.
 Memory: a buffer a site for the window being computed, another for the one being written, and a batch a worker.
 """
 
@@ -77,7 +77,7 @@ class WindowHarvester:
         table: the prompts.
         layouts: by hook name, the stores; alike but for width and encoding.
         model_batch_prompts: prompts a forward pass.
-        second_moment_stride: every how many batches one enters the second moment.
+        second_moment_stride: every how many batches, counted over all windows, one enters the second moment.
         threads: CPU threads to use.
     """
 
@@ -126,13 +126,17 @@ class WindowHarvester:
         """
         prompts = self._order[window * self._window_prompts : (window + 1) * self._window_prompts]
         windows = {name: self._begin(name, window, prompts) for name in hook_names}
-        work = partial(self._take_in, prompts, {name: window.buffer for name, window in windows.items()})
-        jobs = [self._pool.submit(work, number) for number in range(-(-len(prompts) // self._batch))]
+        work = partial(self._take_in, prompts, {name: made.buffer for name, made in windows.items()})
+        batches = -(-len(prompts) // self._batch)
+        jobs = [
+            self._pool.submit(work, number * self._batch, (window * batches + number) % self._stride == 0)
+            for number in range(batches)
+        ]
         try:
             for job in jobs:
                 sums = job.result()
-                for name, window_ in windows.items():
-                    window_.moments.add(sums[name])
+                for name, made in windows.items():
+                    made.moments.add(sums[name])
                 advance(next(iter(sums.values())).rows)
         finally:
             _cancel(jobs)
@@ -148,13 +152,11 @@ class WindowHarvester:
         return Window(buffer, Moments.empty(layout.d_in))
 
     def _take_in(
-        self, prompts: npt.NDArray[np.integer], buffers: Mapping[str, WindowBuffer], number: int
+        self, prompts: npt.NDArray[np.integer], buffers: Mapping[str, WindowBuffer], start: int, sampled: bool
     ) -> dict[str, Sums]:
-        start = number * self._batch
         with torch.inference_mode(), self._stream():
             tokens = self._table.ids("train", prompts[start : start + self._batch])
             found = self._model.activations_at(tokens, list(buffers))
-            sampled = number % self._stride == 0
             return {
                 name: take_in(buffer, start, found[name][:, self._first_position :], outer=sampled)
                 for name, buffer in buffers.items()
@@ -174,18 +176,20 @@ def take_in(buffer: WindowBuffer, first_prompt: int, rows: Tensor, *, outer: boo
         outer: whether the batch enters the second moment.
     """
     rows = rows.float()
-    step = 1 if rows.device.type == "cpu" else len(rows)  # prompts at once: what stays in the cache, or all
-    parts: list[tuple[int, Tensor, Tensor, Tensor]] = []
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step].flatten(0, 1)
-        low, high = part.amin(0), part.amax(0)
-        parts.append((len(part), part.sum(0), low, high))
-        codes = cast_rows(part, low, high, buffer.layout.encoding)
-        if codes is None:
-            buffer.add(first_prompt + start, rows[start : start + step].cpu().numpy())
-        else:
-            buffer.place(first_prompt + start, codes)
-    return Sums.fold(parts, _outer(rows.flatten(0, 1)) if outer else None)
+    n_rows = rows.shape[0] * rows.shape[1]
+    product = _outer(rows.flatten(0, 1)).cpu().numpy() if outer else None
+    if rows.device.type == "cpu" and buffer.layout.encoding == "float16":
+        sums = buffer.fill(first_prompt, rows.numpy())
+        if sums is not None:
+            return Sums(n_rows, sums.total, sums.low, sums.high, product)
+    low, high = rows.amin((0, 1)), rows.amax((0, 1))
+    codes = cast_rows(rows.flatten(0, 1), low, high, buffer.layout.encoding)
+    if codes is None:
+        buffer.add(first_prompt, rows.cpu().numpy())
+    else:
+        buffer.place(first_prompt, codes)
+    total = rows.sum(1).double().sum(0)  # prompt by prompt, as a long sum in float32 loses too much
+    return Sums(n_rows, total.cpu().numpy(), low.cpu().numpy(), high.cpu().numpy(), product)
 
 
 def cast_rows(rows: Tensor, low: Tensor, high: Tensor, encoding: Encoding) -> npt.NDArray[np.generic] | None:

@@ -111,13 +111,26 @@ def write_file(path: Path, pieces: Iterable[Data]) -> None:
     It is always a new file: what was there keeps its bytes under its other names (hard links), if it has any.
     Operations: ``open``, ``write``, ``close``.
     """
-    with _step("open", path):
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    _write_new(path, pieces)
+
+
+def write_aligned(path: Path, image: memoryview, n_bytes: int) -> None:
+    """As :func:`write_file`, past the page cache where the file system can: for large files that nobody reads soon.
+
+    Operations: those of :func:`write_file`, and ``truncate``.
+
+    Args:
+        path: of the file.
+        image: its contents, in memory that begins and ends at a page's boundary.
+        n_bytes: how many of them are the file's; what follows is padding.
+    """
+    direct = getattr(os, "O_DIRECT", 0)  # Linux
     try:
-        _write_all(descriptor, pieces, path)
-    finally:
-        _close(descriptor, path)
+        _write_new(path, [image], direct, n_bytes)
+    except OSError as error:
+        if not direct or error.errno != errno.EINVAL:  # what a file system says that cannot, or not so
+            raise
+        write_file(path, [image[:n_bytes]])
 
 
 def replace_file(path: Path, data: Data) -> None:
@@ -242,6 +255,19 @@ def exclusive_lock(path: Path, *, on_wait: Callable[[], None] | None = None) -> 
         yield
     finally:
         os.close(descriptor)
+
+
+def _write_new(path: Path, pieces: Iterable[Data], flags: int = 0, n_bytes: int | None = None) -> None:
+    with _step("open", path):
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | flags, 0o666)
+    try:
+        _write_all(descriptor, pieces, path)
+        if n_bytes is not None:
+            with _step("truncate", path):
+                os.ftruncate(descriptor, n_bytes)
+    finally:
+        _close(descriptor, path)
 
 
 def _write_all(descriptor: int, pieces: Iterable[Data], path: Path) -> None:

@@ -7,14 +7,15 @@ bytes are whole; the one in ``checksum`` says that it is the chunk that belongs 
 silently.
 
 A window's files depend on the layout without ``n_windows`` and on the window's number, nothing else, so a longer
-harvest has the same files. A window is filled in memory (its encoded bytes, once) by one scatter a model batch and
-written shard by shard. Rejected: writing rows where they belong on disk as they come (random writes of a row each), and
-shuffling afterwards (everything written twice).
+harvest has the same files. A window is filled in memory, in images of its files (storage.images), and written shard by
+shard. Rejected: writing rows where they belong on disk as they come (random writes of a row each), and shuffling
+afterwards (everything written twice).
 """
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +25,8 @@ import numpy.typing as npt
 from storage import atomic
 from storage.encoding import DECODING, ENCODINGS, Encoding, Floats, encode, stored_dtype
 from storage.errors import ConfigError, InputError, NumericsError
-from storage.fingerprint import Json, sha256_pieces
+from storage.fingerprint import Json
+from storage.images import RunningSums, ShardImages, image_bytes
 from storage.manifest import FORMAT_VERSION, FileRecord
 from storage.shuffle import prompt_order, window_places
 from storage.zarr_files import METADATA_NAME, ShardedArray, group_metadata
@@ -107,10 +109,7 @@ class Layout:
     @property
     def window_buffer_bytes(self) -> int:
         """Memory that a :class:`WindowBuffer` takes."""
-        return sum(
-            array.chunk_bytes * array.chunks_per_shard * (array.n_shards // self.n_windows)
-            for array in self.arrays().values()
-        )
+        return sum(image_bytes(array) * array.n_shards // self.n_windows for array in self.arrays().values())
 
     def to_json(self) -> dict[str, Json]:
         """The layout as JSON."""
@@ -217,10 +216,10 @@ class WindowBuffer:
         self._arrays = layout.arrays()
         self._places = window_places(layout.seed, window, size, layout.positions)
         self._present = np.zeros(size, np.bool_)
-        self._rows = _empty_rows(layout) if reuse is None else reuse.give_up(layout)
-        token = np.arange(layout.positions) + layout.first_position
-        self._rows["prompt"][self._places] = self.prompts[:, None]
-        self._rows["position"][self._places] = token[None, :]
+        self._images = _new_images(layout) if reuse is None else reuse.give_up(layout)
+        places, position = self._places.reshape(-1), np.arange(layout.positions) + layout.first_position
+        self._images["prompt"].put(places, np.repeat(self.prompts.astype("<i4"), layout.positions))
+        self._images["position"].put(places, np.tile(position.astype("<u2"), size))
 
     def add(self, first_prompt: int, rows: Floats) -> None:
         """Encodes the activations of some prompts and puts each row at its place.
@@ -252,17 +251,38 @@ class WindowBuffer:
         """
         taken = self._taken(first_prompt, len(codes) // self.layout.positions)
         places = self._places[taken].reshape(-1)
-        self._rows["activations"][places] = codes
+        self._images["activations"].put(places, codes)
         if scale is not None:
-            self._rows["scale"][places] = scale
+            self._images["scale"].put(places, scale)
         self._present[taken] = True
 
-    def give_up(self, layout: Layout) -> dict[str, npt.NDArray[np.generic]]:
+    def fill(self, first_prompt: int, rows: Floats) -> RunningSums | None:
+        """As :meth:`add` for float16, in one pass that also sums the rows.
+
+        Args:
+            first_prompt: index within the window of the first of these prompts.
+            rows: float32 (n, positions, d_in), the rows of each prompt contiguous.
+
+        Returns:
+            The rows' sums; None, and nothing was added, where a half cannot hold a value: :meth:`add` then names it.
+
+        Raises:
+            InputError: prompts outside the window, or added before.
+        """
+        taken, sums = self._taken(first_prompt, len(rows)), RunningSums.empty(self.layout.d_in)
+        for places, prompt in zip(self._places[taken], rows, strict=True):
+            self._images["activations"].encode_float16(places, prompt, sums)
+        if not sums.within(float(np.finfo(np.float16).max)):
+            return None
+        self._present[taken] = True
+        return sums
+
+    def give_up(self, layout: Layout) -> dict[str, ShardImages]:
         """Hands the memory of the rows to a buffer of ``layout``; this one can no longer be used."""
         if layout != self.layout:
             raise ConfigError("memory of a buffer of another layout", found=self.layout, expected=layout)
-        rows, self._rows = self._rows, {}
-        return rows
+        images, self._images = self._images, {}
+        return images
 
     def write(self, folder: Path, *, group: str = GROUP_NAME, threads: int = 2) -> dict[str, FileRecord]:
         """Writes the window's files, not yet durable, and hashes their bytes on the way.
@@ -278,22 +298,17 @@ class WindowBuffer:
         if not self._present.all():
             missing = int(np.flatnonzero(~self._present)[0])
             raise InputError("the window is not complete", where=f"window {self.window}", found=f"no prompt {missing}")
+        checksums: list[npt.NDArray[np.uint32]] = []
         records: dict[str, FileRecord] = {}
-        columns: list[npt.NDArray[np.uint32]] = []
         with ThreadPoolExecutor(threads) as pool:
-            for name, rows in self._rows.items():
-                shards = rows.reshape(-1, self._arrays[name].shard_rows, *rows.shape[1:])
-                first = self.window * len(shards)
-                jobs = [
-                    pool.submit(self._write_shard, folder, group, self._arrays[name], first + i, shard)
-                    for i, shard in enumerate(shards)
-                ]
-                written = [job.result() for job in jobs]
+            for name, images in self._images.items():
+                if name == "checksum":  # the last one
+                    images.put(np.arange(images.n_rows), np.stack(checksums, axis=1))
+                write = partial(self._write_shard, folder, group, self._arrays[name], images)
+                written = list(pool.map(write, range(images.n_shards)))
                 records |= {file: record for file, record, _ in written}
-                columns.append(np.concatenate([checksums for _, _, checksums in written]))
-        table = np.ascontiguousarray(np.stack(columns, axis=1), "<u4")
-        file, record, _ = self._write_shard(folder, group, self._arrays["checksum"], self.window, table)
-        return records | {file: record}
+                checksums.append(np.concatenate([found for _, _, found in written]))
+        return records
 
     def _taken(self, first_prompt: int, n_prompts: int) -> slice:
         taken = slice(first_prompt, first_prompt + n_prompts)
@@ -318,21 +333,17 @@ class WindowBuffer:
             ) from error
         return cast("npt.NDArray[np.generic]", codes), scale
 
-    @staticmethod
     def _write_shard(
-        folder: Path, group: str, array: ShardedArray, shard: int, rows: npt.NDArray[np.generic]
+        self, folder: Path, group: str, array: ShardedArray, images: ShardImages, number: int
     ) -> tuple[str, FileRecord, npt.NDArray[np.uint32]]:
-        pieces, checksums = array.shard_pieces(rows)
-        name = f"{group}/{array.shard_name(shard)}"
-        path = folder / name
-        atomic.make_folder(path.parent, durable=False)
-        atomic.write_file(path, pieces)
-        return name, FileRecord(array.shard_bytes, sha256_pieces(pieces)), checksums
+        name = f"{group}/{array.shard_name(self.window * images.n_shards + number)}"
+        atomic.make_folder((folder / name).parent, durable=False)
+        checksums = images.seal(number)
+        return name, images.write(folder / name, number), checksums
 
 
-def _empty_rows(layout: Layout) -> dict[str, npt.NDArray[np.generic]]:
-    arrays = (array for name, array in layout.arrays().items() if name != "checksum")
-    return {array.name: np.empty((layout.window_rows, *array.row_shape), array.dtype) for array in arrays}
+def _new_images(layout: Layout) -> dict[str, ShardImages]:
+    return {name: ShardImages(array, array.n_shards // layout.n_windows) for name, array in layout.arrays().items()}
 
 
 def window_files(layout: Layout, window: int, *, group: str = GROUP_NAME) -> list[str]:

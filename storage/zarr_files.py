@@ -17,7 +17,6 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from storage.atomic import Data
 from storage.errors import ConfigError
 from storage.fingerprint import Json
 
@@ -101,24 +100,6 @@ class ShardedArray:
     def shard_name(self, shard: int) -> str:
         """File name of a shard, relative to the group: ``<array>/c/<shard>`` or ``<array>/c/<shard>/0``."""
         return f"{self.name}/c/{shard}" + ("" if self.columns is None else "/0")
-
-    def shard_pieces(self, rows: npt.NDArray[np.generic]) -> tuple[list[Data], npt.NDArray[np.uint32]]:
-        """A shard's file from its rows.
-
-        Args:
-            rows: (shard_rows, *row_shape), C-contiguous, of the array's dtype.
-
-        Returns:
-            ``(pieces, checksums)``: the file's contents in order, views of ``rows`` among them; crc32c of each chunk.
-        """
-        if rows.shape != (self.shard_rows, *self.row_shape) or rows.dtype != self.dtype:
-            raise ConfigError("rows do not make a shard of this array", where=self.name, found=rows.shape)
-        chunks = rows.reshape(self.chunks_per_shard, self.chunk_rows, *self.row_shape)
-        checksums = np.array([crc32c(chunk) for chunk in chunks], "<u4")
-        pieces: list[Data] = []
-        for chunk, checksum in zip(chunks, checksums, strict=True):
-            pieces += [chunk, _crc_bytes(int(checksum))]
-        return [*pieces, self.index], checksums
 
     def metadata(self) -> bytes:
         """Contents of the array's ``zarr.json``."""

@@ -106,7 +106,7 @@ def test_a_shorter_harvest_computes_nothing_and_equals_one_made_alone(make, comp
     assert short.manifest_sha256 == make(SHORT, root="elsewhere")[0].artifact.manifest_sha256
 
 
-@pytest.mark.parametrize("other", ["harvest.seed=5", 'harvest.encoding="float16"', "harvest.model_batch_prompts=8"])
+@pytest.mark.parametrize("other", ["harvest.seed=5", 'harvest.encoding="float16"', "harvest.model_batch_prompts=4"])
 def test_another_series_takes_nothing_over(make, computed, other: str):
     make(SHORT)
     computed.clear()
@@ -204,7 +204,7 @@ def test_no_room_on_the_disk_is_told_before_any_work(make, computed, monkeypatch
 def test_no_room_in_memory_is_told_before_any_work_with_the_window_that_fits(
     make, computed, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.memory.available_bytes", lambda: 900_000)
+    monkeypatch.setattr("pipeline.memory.available_bytes", lambda: 2**27 + 900_000)
     with pytest.raises(MemoryBudgetExceeded, match=r"harvest\.window_prompts=(\d+)"):
         make(SHORT)
     assert computed == []

@@ -14,7 +14,7 @@ from storage.errors import MemoryBudgetExceeded
 from storage.shards import Layout, WindowBuffer
 
 LAYOUT = Layout(
-    n_windows=2, window_prompts=64, positions=15, d_in=24, chunk_rows=16, encoding="float16", seed=0, n_prompts=130
+    n_windows=2, window_prompts=64, positions=15, d_in=1024, chunk_rows=16, encoding="float16", seed=0, n_prompts=130
 )
 
 
@@ -24,7 +24,7 @@ def require(layout: Layout = LAYOUT, budget_bytes: int | None = None) -> None:
 
 @pytest.fixture
 def roomless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with room for windows of 32 prompts, and 500 bytes for rounding: a prompt more takes 2,000."""
+    """A machine with room for windows of 32 prompts, and 500 bytes for rounding: a prompt more takes 60,000."""
     smaller = replace(LAYOUT, window_prompts=32)
     needs = memory.harvest_needs([smaller], model_batch_prompts=4, model_width=96, workers=2)
     monkeypatch.setattr(memory, "available_bytes", lambda: sum(needs.values()) + 500)
@@ -56,7 +56,7 @@ def test_a_harvest_that_fits_passes():
 
 def test_a_harvest_needs_two_of_its_buffers_and_more():
     buffer = WindowBuffer(LAYOUT, 0)
-    held = sum(rows.nbytes for rows in buffer._rows.values()) + buffer._places.nbytes
+    held = sum(len(images._memory) for images in buffer._images.values()) + buffer._places.nbytes
     needs = memory.harvest_needs([LAYOUT], model_batch_prompts=4, model_width=96, workers=2)
     assert 2 * held <= needs["two windows"] <= 2 * held + 40 * LAYOUT.window_rows
     both = memory.harvest_needs([LAYOUT, LAYOUT], model_batch_prompts=4, model_width=96, workers=2)

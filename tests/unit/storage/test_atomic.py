@@ -1,4 +1,5 @@
 import errno
+import mmap
 import os
 import threading
 from collections.abc import Callable, Generator
@@ -218,3 +219,45 @@ def test_a_stream_that_fails_at_its_end_leaves_the_old_bytes(tmp_path: Path):
         atomic.stream_file(tmp_path / "f", refused())
     assert (tmp_path / "f").read_bytes() == b"old bytes"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def aligned(data: bytes) -> memoryview:
+    memory = mmap.mmap(-1, -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE)
+    memory.write(data)
+    return memoryview(memory)
+
+
+@pytest.mark.parametrize("size", [1, 4096, 10_000, 3_000_001])
+def test_an_aligned_write_gives_just_the_files_bytes(tmp_path: Path, size: int, steps: list[tuple[str, str]]):
+    data = os.urandom(size)
+    (tmp_path / "f").write_bytes(b"old" * size)
+    (tmp_path / "link").hardlink_to(tmp_path / "f")
+    atomic.write_aligned(tmp_path / "f", aligned(data), size)
+    assert (tmp_path / "f").read_bytes() == data
+    assert (tmp_path / "link").read_bytes() == b"old" * size
+    assert [operation for operation, _ in steps] == ["open", "write", "truncate", "close"]
+
+
+@pytest.mark.parametrize("operation", ["open", "write"])
+def test_where_the_file_system_knows_no_direct_writes_it_writes_the_usual_way(
+    tmp_path: Path, operation: str, hook_reset: None
+):
+    refused: list[str] = []
+
+    def refuse_once(current: str, path: Path) -> None:
+        if current == operation and not refused:
+            refused.append(current)
+            raise OSError(errno.EINVAL, "Invalid argument", str(path))
+
+    atomic.set_fault_hook(refuse_once)
+    data = os.urandom(10_000)
+    atomic.write_aligned(tmp_path / "f", aligned(data), len(data))
+    assert refused == [operation]
+    assert (tmp_path / "f").read_bytes() == data
+
+
+@pytest.mark.parametrize("operation", ["open", "write", "truncate", "close"])
+def test_an_aligned_write_that_fails_says_so(tmp_path: Path, operation: str, hook_reset: None):
+    atomic.set_fault_hook(failing_at(operation))
+    with pytest.raises(StorageFull):
+        atomic.write_aligned(tmp_path / "f", aligned(b"x" * 5000), 5000)
