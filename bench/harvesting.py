@@ -39,6 +39,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 
 from bench.machine import Runs, interleave, say, write_results
+from bench.tables import markdown
 from pipeline import harvest as stage
 from pipeline import language_model, tokens
 from pipeline.config import Runtime, load_preset
@@ -52,6 +53,7 @@ from storage.shards import Layout, WindowBuffer
 SHAPE = {"n_layers": 1, "d_model": 512, "d_mlp": 2048, "d_head": 64, "n_heads": 8, "n_ctx": 1024, "d_vocab": 48262}
 SITE = "blocks.0.mlp.hook_post"
 PROMPT_TOKENS, WINDOW_PROMPTS, BATCH = 128, 1024, 8
+ENCODED = {"float16": 2, "uint8": 1}  # bytes a value
 FORWARD_PROMPTS = 1024  # a pass of each forward
 
 
@@ -290,6 +292,36 @@ def _bytes_per_row(encoding: Any) -> float:
     """At the presets' window of 8,192 prompts of 128 tokens, BOS left out; all arrays of a store."""
     layout = Layout(1, 8192, 127, SHAPE["d_mlp"], 256, encoding, 0, 8192)
     return layout.bytes / layout.n_rows
+
+
+def tables(figures: dict[str, Any]) -> dict[str, str]:
+    """The blocks of docs/performance.md."""
+    machine, harvests = figures["machine"], figures["harvests"]
+    gib = 2**30
+    return {
+        "rates": markdown(
+            ["tokens a second", "median", "least", "greatest"],
+            ([name, *(f"{rate[key]:,.0f}" for key in ("median", "low", "high"))]
+             for name, rate in figures["tokens_per_second"].items()),
+        ),
+        "ratios": markdown(["ratio of medians", ""], ([k, f"{v:.2f}"] for k, v in figures["ratios"].items())),
+        "memory": markdown(
+            ["a harvest", "GiB at its peak", "GiB stated before it"],
+            ([number + 1, f"{once['peak_bytes'] / gib:.2f}", f"{once['stated_bytes'] / gib:.2f}"]
+             for number, once in enumerate(harvests)),
+        ),
+        "bytes": markdown(
+            ["encoding", "bytes a row of 2,048", "more than the codes alone"],
+            ([encoding, f"{found:,.1f}", f"{found / (SHAPE['d_mlp'] * ENCODED[encoding]) - 1:.2%}"]
+             for encoding, found in figures["layout_bytes_per_row"].items()),
+        ),
+        "machine": (
+            f"{machine['cpu']}, {figures['threads']} threads on {figures['device']}, {machine['system']}; torch "
+            f"{machine['versions']['torch']}. {figures['rounds']} rounds; {figures['windows']} windows of "
+            f"{figures['window_prompts']:,} prompts, {figures['model_batch_prompts']} prompts a pass; load average "
+            f"{figures['load'][0]:.1f} before and {figures['load'][1]:.1f} after."
+        ),
+    }  # fmt: skip
 
 
 def main() -> None:

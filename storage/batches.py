@@ -7,8 +7,9 @@ whose memory is used again (storage.recycling).
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import prod
 from typing import cast
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from storage.encoding import Codes, Encoding, Floats, decode
 from storage.errors import ConfigError
-from storage.order import BatchOrder, EpochOrder, ReadState
+from storage.order import BatchOrder, EpochOrder, LaneOrder, ReadState
 from storage.pool import ChunkSource, LanePool
 from storage.prefetch import Prefetched
 from storage.recycling import Recycled
@@ -163,17 +164,28 @@ class ShuffledBatches:
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="sparsemill-read")
         try:
             epoch, first = start.epoch, start.batch
+            pools: list[LanePool] = []
             while last_epoch is None or epoch <= last_epoch:
-                yield from self._epoch_columns(self._epoch_order(order, epoch), first, rank, world, names, executor)
+                epoch_order = self._epoch_order(order, epoch)
+                lanes = epoch_order.lanes(rank, world)
+                pools = [
+                    LanePool(self.source, lane, names, executor, used)
+                    for lane, used in zip_longest(lanes, pools)
+                    if lane is not None
+                ]
+                yield from self._epoch_columns(epoch_order, first, lanes, pools, names)
                 epoch, first = epoch + 1, 0
         finally:
             executor.shutdown(cancel_futures=True)
 
     def _epoch_columns(
-        self, epoch: EpochOrder, first: int, rank: int, world: int, names: Sequence[str], executor: Executor
+        self,
+        epoch: EpochOrder,
+        first: int,
+        lanes: Sequence[LaneOrder],
+        pools: Sequence[LanePool],
+        names: Sequence[str],
     ) -> Generator[tuple[Columns, ReadState]]:
-        lanes = epoch.lanes(rank, world)
-        pools = [LanePool(self.source, lane, names, executor) for lane in lanes]
         for lane, pool in zip(lanes, pools, strict=True):
             pool.begin(epoch.lane_span(lane, first)[0])
         memory = {name: Recycled(_KEPT_BATCHES) for name in names}

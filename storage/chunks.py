@@ -100,14 +100,24 @@ class ChunkFiles:
                 )
 
     def expect(self, chunks: Sequence[int], names: Iterable[str]) -> None:
-        """Has the system begin to fetch chunks that it does not hold in memory; small ones come by themselves."""
+        """Has the system begin to fetch chunks, unless the first is in memory; small ones come by themselves."""
         if not hasattr(os, "posix_fadvise"):
             return
         for place in (self._places[name] for name in names):
-            for chunk in chunks if place.stride >= _WORTH_FETCHING_BYTES else ():
+            if place.stride < _WORTH_FETCHING_BYTES or self._in_memory(place, chunks[0]):
+                continue
+            for chunk in chunks:
                 shard, inner = divmod(chunk, place.chunks_per_shard)
-                descriptor = self._file(place.array, shard).descriptor
-                os.posix_fadvise(descriptor, inner * place.stride, place.stride, os.POSIX_FADV_WILLNEED)
+                file = self._file(place.array, shard)  # held, or another thread might have it closed
+                os.posix_fadvise(file.descriptor, inner * place.stride, place.stride, os.POSIX_FADV_WILLNEED)
+
+    def _in_memory(self, place: _Place, chunk: int) -> bool:
+        shard, inner = divmod(chunk, place.chunks_per_shard)
+        file = self._file(place.array, shard)
+        try:
+            return os.preadv(file.descriptor, [bytearray(1)], inner * place.stride, os.RWF_NOWAIT) == 1
+        except OSError:  # it would have to wait, or cannot tell
+            return False
 
     def load(self, chunk: int, out: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Reads one chunk of each array that ``out`` names; see :meth:`read_into`."""

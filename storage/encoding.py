@@ -37,6 +37,8 @@ _DTYPES: dict[Encoding, np.dtype[np.float32 | np.float16 | np.uint16 | np.uint8]
 
 _UINT8_LIMIT = np.float32(3.4e38)  # what decodes to a finite float32 whatever the rounding of its scale
 
+_WORTH_COMPILED_CODE = 1 << 20  # values, from which on decoding takes longer than loading compiled code
+
 DECODING: dict[Encoding, str] = {
     "float32": "x = stored",
     "float16": "x = stored.astype('float32')",
@@ -98,29 +100,52 @@ def encode(rows: Floats, encoding: Encoding) -> Encoded:
     return _compand(rows)
 
 
-def decode(codes: Codes, encoding: Encoding, scale: Floats | None = None) -> Floats:
+def decode(codes: Codes, encoding: Encoding, scale: Floats | None = None, out: Floats | None = None) -> Floats:
     """Decodes to float32.
 
     Args:
         codes: (n, d), as :func:`encode` returns them.
         encoding: how they were encoded.
         scale: float32 (n, 2), for uint8.
+        out: float32 (n, d), C-contiguous, to write to; a new array if None.
 
     Returns:
-        float32 (n, d), always a new array.
+        float32 (n, d), never memory of ``codes``.
     """
+    if encoding == "uint8" and scale is None:
+        raise ConfigError("uint8 codes cannot be decoded without their scale")
+    if out is None:
+        out = np.empty(codes.shape, np.float32)
+    if out.shape != codes.shape or not out.flags.c_contiguous:
+        raise ConfigError("no contiguous room for the decoded rows", found=out.shape, expected=codes.shape)
+    if encoding == "float32" or codes.size < _WORTH_COMPILED_CODE:
+        _decode_by_numpy(codes, encoding, scale, out)
+    else:
+        _decode_by_compiled_code(np.ascontiguousarray(codes), encoding, scale, out)
+    return out
+
+
+def _decode_by_numpy(codes: Codes, encoding: Encoding, scale: Floats | None, out: Floats) -> None:
     if encoding == "bfloat16":
-        bits = codes.astype(np.uint32)
+        bits = out.view(np.uint32)
+        np.copyto(bits, codes)
         bits <<= np.uint32(16)
-        return bits.view(np.float32)
-    out = codes.astype(np.float32)
-    if encoding == "uint8":
-        if scale is None:
-            raise ConfigError("uint8 codes cannot be decoded without their scale")
+        return
+    np.copyto(out, codes)
+    if scale is not None:
         out -= scale[:, 1:]
         out *= scale[:, :1]
         out *= np.abs(out)
-    return out
+
+
+def _decode_by_compiled_code(codes: Codes, encoding: Encoding, scale: Floats | None, out: Floats) -> None:
+    from storage import compiled  # here, as numba takes half a second and verifying or sharing has no use for it
+
+    if encoding == "uint8":
+        compiled.decode_uint8(codes, np.ascontiguousarray(scale), out)
+        return
+    run = compiled.decode_float16 if encoding == "float16" else compiled.decode_bfloat16
+    run(codes.reshape(-1).view(np.uint16), out.reshape(-1))
 
 
 def _bfloat16_bits(rows: Floats) -> npt.NDArray[np.uint16]:

@@ -20,7 +20,7 @@ Rejected: a pool whose every draw depends on the one before (exact too, but resu
 pool handed out whole before it is filled again (twice the reading in bursts, and a third more same-chunk pairs).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -145,6 +145,7 @@ class LaneOrder:
     skipped_rows: int
     n_rows: int
     unit: int
+    _permutations: dict[int, Indices] = field(default_factory=dict[int, Indices], init=False, repr=False)
 
     @property
     def pool_rows(self) -> int:
@@ -206,8 +207,15 @@ class LaneOrder:
         size = _STAGES - age if segment == 0 else 1
         first = taken * self.unit
         last = end - start if stage == self.last_stage else first + size * self.unit
-        shuffled = permutations((end - start,), self.seed, "segment", self.epoch, self.lane, segment)
-        return start + shuffled[first:last]
+        return start + self._shuffled(segment, end - start)[first:last]
+
+    def _shuffled(self, segment: int, n_rows: int) -> Indices:
+        # Three stages in turn ask for a segment's permutation: the newest few are kept.
+        if segment not in self._permutations:
+            for old in [kept for kept in self._permutations if not segment - _STAGES < kept < segment]:
+                del self._permutations[old]
+            self._permutations[segment] = permutations((n_rows,), self.seed, "segment", self.epoch, self.lane, segment)
+        return self._permutations[segment]
 
     def _stage_rows(self, stage: int) -> tuple[int, int]:
         first = self._segment_start(max(0, stage - _STAGES + 1))

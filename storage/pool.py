@@ -72,27 +72,41 @@ class ForeseeingSource(ChunkSource, Protocol):
 class LanePool:
     """Hands out the rows of a lane in its order.
 
+    Attributes:
+        ring: memory of chunks by array name, (slots, chunk_rows, *row_shape).
+
     Args:
         source: where the chunks come from.
         lane: the order.
         names: of the arrays wanted.
         executor: loads chunks.
+        reuse: a pool that is used up, of the same lane in the epoch before: its memory, where that is as large, is
+            used again, since the kernel takes its time to provide more.
     """
 
-    def __init__(self, source: ChunkSource, lane: LaneOrder, names: Sequence[str], executor: Executor):
+    def __init__(
+        self,
+        source: ChunkSource,
+        lane: LaneOrder,
+        names: Sequence[str],
+        executor: Executor,
+        reuse: "LanePool | None" = None,
+    ):
         self._source = source
         self._foreseeing = source if isinstance(source, ForeseeingSource) else None
         self._lane = lane
         self._executor = executor
         self._slots = lane.held_chunks()
-        self._ring = {
-            name: np.empty((self._slots, lane.chunk_rows, *source.arrays[name].row_shape), source.arrays[name].dtype)
-            for name in names
-        }
+        used = {} if reuse is None else reuse.ring
+        self.ring = {name: self._memory(source.arrays[name], used.get(name)) for name in names}
         self._stage = -1
         self._asked = 0  # chunks before this place were asked for, or are not needed any more
         self._pending: deque[tuple[int, Future[None]]] = deque()  # (first place, read)
         self._order = np.empty(0, np.int64)  # of the stage: rows of the ring
+
+    def _memory(self, array: RowFormat, used: npt.NDArray[np.generic] | None) -> npt.NDArray[np.generic]:
+        shape = (self._slots, self._lane.chunk_rows, *array.row_shape)
+        return np.empty(shape, array.dtype) if used is None or used.shape != shape else used
 
     def begin(self, row: int) -> None:
         """Asks for the chunks that the ``row``-th row of the lane's order needs, without waiting."""
@@ -113,7 +127,7 @@ class LanePool:
             self._enter(stage)
             first = start + done - self._lane.stage_start(stage)
             picked = self._order[first : first + end - start - done]
-            for name, ring in self._ring.items():
+            for name, ring in self.ring.items():
                 rows = ring.reshape(-1, *ring.shape[2:])
                 # mode "clip": with the default numpy would gather into a buffer of its own first.
                 np.take(rows, picked, axis=0, out=out[name][done : done + len(picked)], mode="clip")
@@ -141,6 +155,6 @@ class LanePool:
     def _load(self, place: int, stop: int) -> None:
         chunks: list[int] = self._lane.chunks[place:stop].tolist()
         if self._foreseeing is not None:
-            self._foreseeing.expect(chunks, self._ring)
+            self._foreseeing.expect(chunks, self.ring)
         for i, chunk in enumerate(chunks, place):
-            self._source.load(chunk, {name: ring[i % self._slots] for name, ring in self._ring.items()})
+            self._source.load(chunk, {name: ring[i % self._slots] for name, ring in self.ring.items()})

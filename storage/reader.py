@@ -1,8 +1,8 @@
 """Shards -> shuffled batches: prefetched, resumable, checked; also in order, and by (prompt, position).
 
 Chunks are read straight from the shard files and always checked (storage.chunks); how they become batches, and what
-memory that takes, storage.batches says. zarr-python and tensorstore read the same files; which of them would serve the
-hot path as fast has not been measured here yet.
+memory that takes, storage.batches says. zarr-python, zarrs and tensorstore read the same files, more slowly;
+docs/performance.md compares them.
 """
 
 import json

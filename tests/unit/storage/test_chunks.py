@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from storage.chunks import ChunkFiles
 from storage.errors import CorruptArtifact
 from storage.shards import GROUP_NAME
+from storage.zarr_files import crc32c
 from tests.unit.storage.stores import ID, SMALL, activations, write_store
 
 
@@ -90,15 +92,67 @@ def test_many_shards_are_read_with_few_open_files(folder: Path, monkeypatch: pyt
 
 
 def test_reading_continues_after_a_short_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    import os
-
     whole = os.preadv
 
     def short(descriptor: int, views: list[memoryview], offset: int) -> int:
-        return whole(descriptor, [views[0][:7]], offset)
+        return whole(descriptor, [memoryview(views[0]).cast("B")[:7]], offset)
 
+    expected = open_files(folder).read("activations", 2)
     monkeypatch.setattr("os.preadv", short)
-    read_all(open_files(folder))
+    files = open_files(folder)
+    read_all(files)
+    np.testing.assert_array_equal(files.read("activations", 2), expected)
+
+
+def test_what_is_expected_is_exactly_the_chunks_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[bytes] = []
+    monkeypatch.setattr(ChunkFiles, "_in_memory", lambda *_: False)
+
+    def fetch(descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        asked.append(os.pread(descriptor, length, offset))
+
+    monkeypatch.setattr("os.posix_fadvise", fetch)
+    files = open_files(folder)
+    files.expect([3, 11], ["activations", "prompt"])
+    assert asked == []  # small arrays are left to the system
+    monkeypatch.setattr("storage.chunks._WORTH_FETCHING_BYTES", 0)
+    files.expect([3, 11], ["activations", "prompt"])
+    chunks = [files.read(name, chunk) for name in ("activations", "prompt") for chunk in (3, 11)]
+    assert asked == [chunk.tobytes() + crc32c(chunk).to_bytes(4, "little") for chunk in chunks]
+
+
+def test_what_is_in_memory_is_not_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+    monkeypatch.setattr("storage.chunks._WORTH_FETCHING_BYTES", 0)
+    monkeypatch.setattr("os.posix_fadvise", lambda *place: asked.append(place[1]))
+    files, whole = open_files(folder), os.preadv
+
+    def cold(descriptor: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
+        if flags == os.RWF_NOWAIT:
+            raise BlockingIOError
+        return whole(descriptor, buffers, offset)
+
+    read_all(files)
+    files.expect([3, 4], ["activations"])
+    assert asked == []
+    monkeypatch.setattr("os.preadv", cold)
+    files.expect([3, 4], ["activations"])
+    assert len(asked) == 2
+
+
+def test_a_system_that_takes_no_advice_reads_too(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr("os.posix_fadvise")
+    files = open_files(folder)
+    files.expect([3], ["activations"])
+    read_all(files)
+
+
+def test_a_missing_shard_is_named_when_it_is_expected(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("storage.chunks._WORTH_FETCHING_BYTES", 0)
+    (folder / "activations/c/4/0").unlink()
+    with pytest.raises(CorruptArtifact, match=f"shard activations/c/4/0 of {ID}"):
+        open_files(folder).expect([4 * SMALL.window_prompts // SMALL.chunk_rows], ["activations"])
 
 
 def test_files_pickle_without_their_descriptors(folder: Path):
