@@ -11,7 +11,7 @@ reads one epoch: all chunks, in random order, through a shuffling pool, in batch
 
 Cold is one epoch, the page cache emptied of the store before each run, which is checked; warm are three epochs in one
 go, all of the store in the page cache. Writes ``bench/results/reading.json``; ``python -m bench.tables`` puts it into
-docs/performance.md. Needs an hour on two idle cores at five rounds.
+docs/performance.md. Needs the extra ``bench``, 6 GB of free disk and as much memory.
 """
 
 import argparse
