@@ -63,6 +63,7 @@ _DEFAULTS = Run()
 app = App(
     name="sparsemill",
     help="Grind a language model's activations into sparse features: tokenize, harvest, train, analyse, share.",
+    suppress_keyboard_interrupt=False,  # main() says how to go on
 )
 artifacts = App(name="artifacts", help="Look at what is in the artifact store.")
 app.command(artifacts)

@@ -127,6 +127,20 @@ def test_a_store_that_does_not_fit_the_disk_is_refused_before_work(tmp_path: Pat
     assert not list((tmp_path / "store").glob("harvest/*"))
 
 
+def test_ctrl_c_says_how_to_go_on():
+    code = (
+        "import pipeline.cli as cli\n"
+        "def stop(*_): raise KeyboardInterrupt\n"
+        "cli.load_preset = stop\n"
+        "cli.main()"
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, "harvest"], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 130
+    assert done.stderr == "sparsemill: interrupted; the same command continues where it stopped\n"
+
+
 def test_the_command_line_never_imports_prefect():
     code = "import sys, pipeline.cli; sys.exit('prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
