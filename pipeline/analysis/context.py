@@ -5,6 +5,7 @@ An analysis module lists what it cannot do without in ``REQUIRES`` and what it u
 - ``model``: the language model (weights, and forward passes);
 - ``store``: the activations artifact: its rows through ``reader``, its mean through ``mean_activation``;
 - ``tokens``: the tokens artifact, for held-out prompts and for the text around a row;
+- ``survey``: what one pass of the encoder over the store found (``pipeline.analysis.survey``), in place of the store;
 - ``density``: what the density analysis found; without it there is no "frequent" and no "ultra-low";
 - ``training_log``: the metrics logged while the autoencoder was trained.
 
@@ -22,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from pipeline.analysis.survey import Survey
 from sae.autoencoder import Autoencoder
 from storage.errors import InputError
 
@@ -30,7 +32,7 @@ Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Edit = Callable[[torch.Tensor], torch.Tensor]
 Split = Literal["train", "held_out"]
-Need = Literal["model", "store", "tokens", "density", "training_log"]
+Need = Literal["model", "store", "tokens", "survey", "density", "training_log"]
 
 
 class LanguageModel(Protocol):
@@ -150,6 +152,7 @@ class Context:
         reader: the activation store.
         tokens: the prompts.
         token_strings: text of each token id.
+        survey: what a pass of the encoder over the store found.
         densities: what the density analysis found.
         training_log: the metrics of the training.
         mean_activation: mean of the whole dataset, float32 (d_in,), from the store's statistics.
@@ -164,6 +167,7 @@ class Context:
     reader: RowSource | None = None
     tokens: TokenSource | None = None
     token_strings: Sequence[str] | None = None
+    survey: Survey | None = None
     densities: FeatureDensities | None = None
     training_log: pa.Table | None = None
     mean_activation: torch.Tensor | None = None
@@ -197,6 +201,10 @@ class Context:
     def need_tokens(self) -> TokenSource:
         """The prompts, or a clear error."""
         return _needed(self.tokens, "a tokens artifact")
+
+    def need_survey(self) -> Survey:
+        """The survey, or a clear error."""
+        return _needed(self.survey, "a survey of the activation store")
 
     def need_densities(self) -> FeatureDensities:
         """The densities, or a clear error."""

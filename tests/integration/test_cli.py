@@ -129,9 +129,9 @@ def test_a_store_that_does_not_fit_the_disk_is_refused_before_work(tmp_path: Pat
 
 def test_ctrl_c_says_how_to_go_on():
     code = (
-        "import pipeline.cli as cli\n"
+        "from pipeline import cli\nfrom pipeline.cli import options\n"
         "def stop(*_): raise KeyboardInterrupt\n"
-        "cli.load_preset = stop\n"
+        "options.load_preset = stop\n"
         "cli.main()"
     )  # fmt: skip
     done = subprocess.run(

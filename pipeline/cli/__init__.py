@@ -1,0 +1,185 @@
+"""The command line: the same stages without Prefect, and the artifact store at hand.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done; 1 an error of the work, or 'verify' found
+damage; 2 the command line itself was wrong; 130 interrupted (the same command continues where it stopped).
+"""
+
+import json
+import sys
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from pipeline.cli.artifacts import artifacts
+from pipeline.cli.options import (
+    DEFAULTS,
+    AsJson,
+    Home,
+    PresetName,
+    Run,
+    Set,
+    Threads,
+    finish,
+    print_table,
+    workspace_at,
+)
+from pipeline.config import load_preset, preset_names
+from storage.errors import SparsemillError
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+
+app = App(
+    name="sparsemill",
+    help="Grind a language model's activations into sparse features: tokenize, harvest, train, analyse, share.",
+    suppress_keyboard_interrupt=False,  # main() says how to go on
+)
+app.command(artifacts)
+
+
+@app.command
+def tokenize(*, run: Run = DEFAULTS) -> None:
+    """Cut documents into prompts of token ids."""
+    finish(run.chain().tokenize())
+
+
+@app.command
+def harvest(*, run: Run = DEFAULTS) -> None:
+    """Run the language model and store its activations, exactly shuffled; tokenizes first where that is missing."""
+    finish(run.chain().harvest())
+
+
+@app.command
+def train(*, run: Run = DEFAULTS) -> None:
+    """Train a sparse autoencoder from stored activations; makes first what is missing upstream."""
+    finish(run.chain().train())
+
+
+@app.command
+def analyze(
+    sae: str | None = None,
+    *,
+    only: Annotated[str, Parameter(help="names of analyses, separated by commas; the preset's by default")] = "",
+    run: Run = DEFAULTS,
+) -> None:
+    """Analyse an autoencoder and write the report.
+
+    Args:
+        sae: id, unique prefix or tag of an autoencoder, or 'latest'; the preset's own by default.
+    """
+    chain = run.chain()
+    artifact = None if sae is None else chain.workspace.store.resolve(sae, stage="train")
+    finish(chain.report(artifact, [name for name in only.split(",") if name]))
+
+
+@app.command
+def replicate(*, run: Run = DEFAULTS) -> None:
+    """Run every stage, from documents to the report; what is there already is found."""
+    from pipeline.summary import print_summary
+
+    chain = run.chain()
+    chain.report()
+    print_summary(chain)
+
+
+@app.command(name="plan")
+def plan_run(
+    preset: PresetName = "demo",
+    *,
+    set_: Set = (),
+    tokens: Annotated[int, Parameter(help="tokens of the full run put beside the preset's own")] = 2_000_000_000,
+    calibration: Annotated[bool, Parameter(help="measure this machine for some seconds, to tell times")] = True,
+    memory_gib: Annotated[
+        float | None, Parameter(help="memory that a stage may hold in all; what the machine has left by default")
+    ] = None,
+    threads: Threads = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a run would be, before anything is made: rows, bytes, shards, files, memory, mixing, time.
+
+    The preset's own run stands beside a full one of --tokens. A run that does not fit the disk, or the memory, is
+    refused with exit code 1, naming the settings that would fit and what each needs. Nothing is made; a calibration
+    writes a temporary folder beside the artifacts and removes it.
+    """
+    from pipeline.planning.plan import plan
+    from pipeline.planning.table import print_plan
+
+    budget = None if memory_gib is None else round(memory_gib * 2**30)
+    found, refusal = plan(
+        load_preset(preset, set_), workspace_at(threads, home), full_tokens=tokens, calibrated=calibration,
+        budget_bytes=budget,
+    )  # fmt: skip
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        print_plan(found)
+    if refusal is not None:
+        raise refusal
+
+
+@app.command
+def presets(name: str | None = None, *, as_json: AsJson = False) -> None:
+    """List the shipped presets, or show one as it resolves.
+
+    Args:
+        name: the preset to show.
+    """
+    if name is not None:
+        print(load_preset(name).model_dump_json(indent=2))
+        return
+    described = {name: load_preset(name).description for name in preset_names()}
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    print_table(["preset", "what it is for"], [[name, text] for name, text in described.items()])
+
+
+@app.command
+def hooks(model: str = "demo") -> None:
+    """List the hooks of a language model.
+
+    Args:
+        model: 'demo', a folder, or a name such as 'gelu-1l'.
+    """
+    from pipeline import language_model
+
+    print("\n".join(language_model.load(model).hook_names))
+
+
+@app.command
+def verify(
+    reference: str,
+    *,
+    repair: Annotated[bool, Parameter(negative=(), help="mend what is damaged, then check again")] = False,
+    remote: Annotated[str | None, Parameter(help="where committed files may be fetched; SPARSEMILL_REMOTE")] = None,
+    rewrite: Annotated[
+        bool,
+        Parameter(negative=(), help="repair; a harvest that cannot be mended is made again, with other bytes"),
+    ] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every file's size and sha256, and every chunk's crc32c; exit code 1 if any differs.
+
+    Args:
+        reference: id, unique prefix, tag or path.
+    """
+    from pipeline.verifying import verify_and_print
+
+    workspace = workspace_at(None, home)
+    artifact = workspace.store.resolve(reference)
+    mend = repair or rewrite
+    if not verify_and_print(artifact, workspace, mend=mend, remote=remote, rewrite=rewrite, as_json=as_json):
+        sys.exit(EXIT_ERROR)
+
+
+def main() -> None:
+    """Entry point of ``sparsemill``: turns errors into one line and an exit code."""
+    try:
+        app()
+    except SparsemillError as error:
+        print(f"sparsemill: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        print("sparsemill: interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

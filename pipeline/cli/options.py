@@ -1,0 +1,76 @@
+"""What the commands have in common: options, where they work, how results are printed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import Runtime, load_preset
+from pipeline.progress import for_stderr
+from pipeline.stages import Chain, run_directly
+from pipeline.workspace import Workspace
+from storage.artifact import Artifact
+
+Set = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", negative=(), help="stage.field=value, on top of the preset; may be repeated"),
+]
+Threads = Annotated[int | None, Parameter(help="CPU threads; torch's own choice by default")]
+Home = Annotated[Path | None, Parameter(help="the artifact store; SPARSEMILL_HOME by default, else ./artifacts")]
+PresetName = Annotated[str, Parameter(help="a shipped preset (see 'sparsemill presets') or a TOML file")]
+AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="print JSON")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Run:
+    """What the commands that run stages have in common.
+
+    Attributes:
+        preset: what to run.
+        set_: overrides.
+        threads: of torch and numba.
+        device: where activations are computed.
+        home: the artifact store's folder.
+    """
+
+    preset: PresetName = "demo"
+    set_: Set = ()
+    threads: Threads = None
+    device: Annotated[str, Parameter(help="where activations are computed: cpu, cuda, cuda:1...")] = "cpu"
+    home: Home = None
+
+    def chain(self) -> Chain:
+        """The chain of stages that the options ask for."""
+        workspace = workspace_at(self.threads, self.home, self.device)
+        return Chain(load_preset(self.preset, self.set_), workspace, run_directly)
+
+
+DEFAULTS = Run()
+"""A run of the demo preset, where it lies by default."""
+
+
+def workspace_at(threads: int | None, home: Path | None, device: str = "cpu") -> Workspace:
+    """Where a command works, with progress on stderr."""
+    runtime = Runtime(threads=threads, device=device)
+    return Workspace.open(runtime if home is None else runtime.model_copy(update={"root": home}), for_stderr())
+
+
+def finish(artifact: Artifact) -> None:
+    """Prints an artifact's id, and a report's page."""
+    print(artifact.id)
+    if artifact.stage == "report":
+        print(artifact.folder / "index.html")
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Prints a table to stdout."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
