@@ -19,6 +19,7 @@ from pipeline.analysis.result import AnalysisResult, from_folder, to_files
 from pipeline.config import validate
 from pipeline.harvest import mean_activation
 from pipeline.language_model import LanguageModel
+from pipeline.surveying import load_survey
 from pipeline.tokens import TokenTable
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
@@ -53,6 +54,8 @@ def analyze(
     sae: Artifact,
     findings: Mapping[str, Artifact],
     workspace: Workspace,
+    *,
+    survey: Artifact | None = None,
 ) -> Made:
     """Makes, or finds, one analysis of an autoencoder.
 
@@ -62,8 +65,9 @@ def analyze(
         sae: a train artifact.
         findings: analyses made before, by name.
         workspace: where it happens.
+        survey: of the autoencoder, where the analysis reads it.
     """
-    inputs = _Inputs(sae, findings, workspace)
+    inputs = _Inputs(sae, findings, workspace, survey)
     spec = Spec(
         "analyze",
         analysis.version,
@@ -94,6 +98,7 @@ class _Inputs:
     sae: Artifact
     findings: Mapping[str, Artifact]
     workspace: Workspace
+    survey: Artifact | None
 
     @cached_property
     def activations(self) -> Artifact:
@@ -113,14 +118,15 @@ class _Inputs:
             "store": lambda: self.activations,
             "model": lambda: self.activations,
             "tokens": lambda: self.tokens,
+            "survey": self._need_survey,
             "density": lambda: self.findings["density"],
         }
-        roles = {"store": "activations", "model": "activations", "tokens": "tokens", "density": "density"}
+        roles = {"store": "activations", "model": "activations"}
         missing = "density" in analysis.requires and "density" not in self.findings
         if missing:
             raise ConfigError(f"analysis {analysis.name} reads the density analysis, which was not made")
         wanted = [need for need in sorted(analysis.reads) if need in available]
-        return {"sae": self.sae} | {roles[need]: available[need]() for need in wanted}
+        return {"sae": self.sae} | {roles.get(need, need): available[need]() for need in wanted}
 
     def context(self, analysis: Analysis) -> Context:
         """Everything the analysis declared that it reads, and nothing else."""
@@ -134,11 +140,17 @@ class _Inputs:
             reader=ShardReader.of(self.activations) if "store" in reads else None,
             tokens=TokenTable(self.tokens) if "tokens" in reads else None,
             token_strings=self.model.token_strings() if "tokens" in reads else None,
+            survey=load_survey(self._need_survey()) if "survey" in reads else None,
             densities=self._densities() if "density" in reads else None,
             training_log=training.training_log(self.sae) if "training_log" in reads else None,
             mean_activation=torch.from_numpy(mean_activation(self.activations)) if "store" in reads else None,
             first_position=0 if self.activations.config["include_bos"] else 1,
         )
+
+    def _need_survey(self) -> Artifact:
+        if self.survey is None:
+            raise ConfigError("an analysis reads the survey of the autoencoder, which was not made")
+        return self.survey
 
     def _densities(self) -> FeatureDensities:
         artifact = self.findings["density"]

@@ -137,6 +137,19 @@ class TrainConfig(StageModel):
     """Steps between rows of the training log."""
 
 
+class SurveyConfig(StageModel):
+    """The pass of the encoder over the store that analyses read."""
+
+    rows: int = Field(default=1_638_400, gt=0)
+    """Rows of the store to look at, or all where it has fewer (the author's 1,638,400)."""
+    top_firings: int = Field(default=16, gt=0)
+    """Largest firings kept of each feature."""
+    sample_firings: int = Field(default=128, gt=0)
+    """Firings of each feature in its uniform sample."""
+    kept_firings: int = Field(default=256, gt=0)
+    """A feature that fired no more often than this has all its firings kept; above the ultra-low threshold's."""
+
+
 class AnalyzeConfig(StageModel):
     """Which analyses are made, with which options."""
 
@@ -144,6 +157,8 @@ class AnalyzeConfig(StageModel):
     """Names of analyses, in the order of the report."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """For an analysis: options that differ from its defaults."""
+    survey: SurveyConfig = Field(default_factory=SurveyConfig)
+    """What analyses read of the store."""
 
 
 class Preset(StageModel):

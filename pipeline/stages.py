@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from pipeline import analyzing, harvest, reporting, tokens, training
+from pipeline import analyzing, harvest, reporting, surveying, tokens, training
 from pipeline.analysis.registry import Analysis, AnalysisOptions
 from pipeline.config import Preset
 from pipeline.workspace import Workspace
@@ -31,7 +31,7 @@ class StageRun:
     """One stage that was run.
 
     Attributes:
-        name: ``tokenize``, ``harvest``, ``train``, ``density``..., ``report``.
+        name: ``tokenize``, ``harvest``, ``train``, ``survey``, ``density``..., ``report``.
         made: its artifact and whether it was made, resumed or found.
         seconds: wall time.
     """
@@ -80,9 +80,10 @@ class Chain:
         """
         plan = self._plan(only)
         sae = self.train() if sae is None else sae
+        survey = self._survey(sae) if any("survey" in analysis.reads for analysis, _ in plan) else None
         findings: dict[str, Artifact] = {}
         for analysis, options in plan:
-            work = partial(analyzing.analyze, analysis, options, sae, findings, self.workspace)
+            work = partial(analyzing.analyze, analysis, options, sae, findings, self.workspace, survey=survey)
             findings[analysis.name] = self._stage(analysis.name, work)
         return findings
 
@@ -92,6 +93,9 @@ class Chain:
         sae = self.train() if sae is None else sae
         findings = self.analyze(sae, only)
         return self._stage("report", lambda: reporting.report(self.preset.name, sae, findings, self.workspace))
+
+    def _survey(self, sae: Artifact) -> Artifact:
+        return self._stage("survey", lambda: surveying.survey(self.preset.analyze.survey, sae, self.workspace))
 
     def _plan(self, only: Sequence[str]) -> list[tuple[Analysis, AnalysisOptions]]:
         return analyzing.plan(only or self.preset.analyze.analyses, self.preset.analyze.options)

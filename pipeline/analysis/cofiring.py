@@ -1,4 +1,4 @@
-"""Which features fire together: one pass over the store for a set of features.
+"""Which seldom features fire together, from the firings that the survey kept.
 
 For every row the number of these features that fire is counted into a histogram, and the rows with most are kept. For a
 bounded subset of the features the pairwise counts of rows on which both fire are kept too; from them follows whether
@@ -6,18 +6,18 @@ firing sets are nested: with the features ordered from easiest to hardest to set
 on which an easier one fires as well. It is 1 for sets nested in that order, and the easier one's density where features
 fire independently.
 
-Cost: the encoder product for these features alone; pairs cost subset squared on the few rows where any of them fires.
-Rejected: pairs of all rare features (ten thousand squared) and keeping firing sets (they grow with the store).
+Cost: a sort of the firings. Rejected: another pass over the store, and pairs of all rare features (ten thousand
+squared).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from scipy import sparse
 
-from pipeline.analysis.context import Floats, Integers, RowSource
-from pipeline.analysis.streaming import EncodedBlock, encode_rows, take_features
-from sae.autoencoder import Autoencoder
+from pipeline.analysis.context import Floats, Integers
+from pipeline.analysis.survey import Survey
+from storage.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class TopRow:
 
 @dataclass(frozen=True)
 class CoFiring:
-    """What one pass finds.
+    """What was found.
 
     Attributes:
         histogram: rows by number of the features firing, int64 (n_features + 1,).
-        top: the rows with most, most first.
+        top: the rows with most, most first, of those on which at least two fire.
         pair_features: the subset for pairs, as indices into the features given, (m,).
         pair_counts: rows on which both fire; the diagonal is each one's own count, int64 (m, m).
-        n_rows: rows read.
+        n_rows: rows looked at.
     """
 
     histogram: Integers
@@ -54,35 +54,36 @@ class CoFiring:
     n_rows: int
 
 
-def count_cofiring(
-    sae: Autoencoder, reader: RowSource, features: Integers, *, n_rows: int, top_rows: int, pair_features: Integers
-) -> CoFiring:
-    """Counts co-firing over the first rows of the store.
+def count_cofiring(survey: Survey, features: Integers, *, top_rows: int, pair_features: Integers) -> CoFiring:
+    """Counts co-firing.
 
     Args:
-        sae: the autoencoder.
-        reader: the store.
+        survey: of the autoencoder; it must have kept every firing of the features.
         features: the features looked at, (n,).
-        n_rows: rows to read.
-        top_rows: rows to keep, of those on which at least two fire.
+        top_rows: rows to keep.
         pair_features: indices into ``features`` of those counted in pairs, (m,).
+
+    Raises:
+        ConfigError: a feature fired more often than the survey keeps firings.
     """
-    part = take_features(sae, features)
-    histogram = np.zeros(features.size + 1, np.int64)
-    pairs = torch.zeros(pair_features.size, pair_features.size, dtype=torch.float64)
-    pair_index = torch.from_numpy(pair_features)
-    ones = torch.ones(features.size)
-    top: list[TopRow] = []
-    seen = 0
-    for block in encode_rows(part, reader, n_rows):
-        fired = torch.sign(block.feature_acts)
-        firing = (fired @ ones).long()
-        histogram += np.bincount(firing.numpy(), minlength=histogram.size)
-        seen += len(firing)
-        top = _keep_top(top, block, firing, top_rows)
-        some = fired[firing > 0][:, pair_index]
-        pairs += (some.T @ some).double()
-    return CoFiring(histogram, tuple(top), pair_features, pairs.numpy().astype(np.int64), seen)
+    most = int(survey.count[features].max(initial=0))
+    if most > survey.kept_firings:
+        raise ConfigError(
+            "the survey did not keep all firings of the ultra-low features",
+            found=f"a feature with {most} firings, {survey.kept_firings} kept",
+            remedy=f"set analyze.survey.kept_firings to {most} or more, or ultra_low_below lower",
+        )
+    prompt, position, owner = _firings(survey, features)
+    tokens, row = np.unique(np.stack([prompt, position], axis=1), axis=0, return_inverse=True)
+    firing = np.bincount(row, minlength=len(tokens))
+    histogram = np.bincount(firing, minlength=features.size + 1)
+    histogram[0] = survey.n_rows - len(tokens)
+    fires = sparse.csr_array((np.ones(len(row), np.int64), (row, owner)), shape=(len(tokens), features.size))
+    chosen = fires[:, pair_features]
+    best = np.argsort(-firing, kind="stable")[:top_rows]
+    top = tuple(TopRow(int(firing[t]), int(tokens[t, 0]), int(tokens[t, 1])) for t in best if firing[t] > 1)
+    pairs = (chosen.T @ chosen).toarray().astype(np.int64)
+    return CoFiring(histogram.astype(np.int64), top, pair_features, pairs, survey.n_rows)
 
 
 def containment(pair_counts: Integers, ease: Floats) -> float | None:
@@ -115,12 +116,11 @@ def evenly_spaced(n: int, wanted: int) -> Integers:
     return np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(np.int64)) if n else np.empty(0, np.int64)
 
 
-def _keep_top(top: list[TopRow], block: EncodedBlock, firing: torch.Tensor, wanted: int) -> list[TopRow]:
-    best, where = torch.topk(firing, min(wanted, len(firing)))
-    floor = top[-1].firing if len(top) == wanted else 1  # one feature alone fires with nothing
-    found = [
-        TopRow(int(count), int(block.prompt[row]), int(block.position[row]))
-        for count, row in zip(best.tolist(), where.tolist(), strict=True)
-        if count > floor
-    ]
-    return sorted(top + found, key=lambda row: (-row.firing, row.prompt, row.position))[:wanted]
+def _firings(survey: Survey, features: Integers) -> tuple[Integers, Integers, Integers]:
+    """Prompts and positions of the features' firings, and which of the features each belongs to; all (n,)."""
+    seldom = survey.seldom
+    sizes = np.diff(seldom.pointer)[features]
+    owner = np.repeat(np.arange(features.size), sizes)
+    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    where = seldom.pointer[features][owner] + within
+    return seldom.prompt[where].astype(np.int64), seldom.position[where].astype(np.int64), owner

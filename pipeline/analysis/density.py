@@ -1,32 +1,28 @@
 """How often each feature fires: densities, dead and ultra-low fractions, L0, and whether densities have two modes.
 
-One pass of the encoder over the store counts, for each feature, the rows on which it fires, and keeps its largest and
-its mean activation; ``streaming`` states the cost. A fraction below a threshold at which fewer than ten firings are
-expected among the rows read "below resolution": 1e-6 of a million rows is one firing, which says nothing.
+Counts, largest and mean activations come from the survey: this reads no shard. A fraction below a threshold at which
+fewer than ten firings are expected among the rows reads "below resolution": 1e-6 of a million rows is one firing, which
+says nothing.
 
 Source: the post, "Ultra Low Frequency Features"; the author counts over 1,638,400 tokens.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
-import torch
 from pydantic import Field
 
 from pipeline.analysis import figures, statistics
-from pipeline.analysis.context import Context, FeatureDensities, Floats, Integers, Need, RowSource
+from pipeline.analysis.context import Context, FeatureDensities, Integers, Need
 from pipeline.analysis.display import percent, show
 from pipeline.analysis.registry import AnalysisOptions, NumberLabel
 from pipeline.analysis.result import BELOW_RESOLUTION, AnalysisResult, Number
-from pipeline.analysis.streaming import encode_rows
-from sae.autoencoder import Autoencoder
+from pipeline.analysis.survey import Survey
 
-VERSION = 1
+VERSION = 2
 TITLE = "Feature density"
 QUESTION = "How often does each feature fire, and do the densities fall into two groups?"
-REQUIRES: frozenset[Need] = frozenset({"store"})
+REQUIRES: frozenset[Need] = frozenset({"survey"})
 OPTIONAL: frozenset[Need] = frozenset()
 NUMBERS = (
     NumberLabel("l0", "L0: features firing on a token, mean", "plain"),
@@ -50,37 +46,16 @@ _NEEDED_FIRINGS = 10
 class OPTIONS(AnalysisOptions):
     """Options of the density analysis."""
 
-    rows: int = Field(default=1_638_400, gt=0)
-    """Rows of the store to count over, or all where it has fewer (the author's 1,638,400)."""
     ultra_low_below: float = Field(default=1e-4, gt=0, lt=1)
     """A feature of smaller density is ultra-low."""
     bin_width: float = Field(default=0.1, gt=0)
     """Width of a bin of the histogram, in powers of ten."""
 
 
-@dataclass(frozen=True)
-class FeatureCounts:
-    """What one pass over the store finds.
-
-    Attributes:
-        counts: rows on which each feature fired, int64 (d_sae,).
-        largest: largest activation of each feature, 0 where it never fired, (d_sae,).
-        total: sum of each feature's activations, (d_sae,).
-        l0_histogram: rows by number of features firing, int64 (d_sae + 1,).
-        n_rows: rows read.
-    """
-
-    counts: Integers
-    largest: Floats
-    total: Floats
-    l0_histogram: Integers
-    n_rows: int
-
-
 def run(context: Context, options: OPTIONS) -> AnalysisResult:
     """Measures densities; see the module."""
-    found = count_firings(context.sae, context.need_reader(), options.rows)
-    densities = FeatureDensities(found.counts, found.n_rows)
+    found = context.need_survey()
+    densities = FeatureDensities(found.count, found.n_rows)
     density = densities.density
     fires = density > 0
     fit = statistics.fit_two_gaussians(np.log10(density[fires])) if fires.any() else None
@@ -105,31 +80,6 @@ def run(context: Context, options: OPTIONS) -> AnalysisResult:
     return AnalysisResult(numbers, {"features": _table(found)}, drawn, _reading(numbers))
 
 
-def count_firings(sae: Autoencoder, reader: RowSource, n_rows: int) -> FeatureCounts:
-    """Counts over the first ``n_rows`` rows of the store.
-
-    Args:
-        sae: the autoencoder.
-        reader: the store.
-        n_rows: rows to read; fewer where the store has fewer.
-    """
-    d_sae = sae.d_sae
-    counts = torch.zeros(d_sae, dtype=torch.float64)
-    total = torch.zeros(d_sae, dtype=torch.float64)
-    largest = torch.zeros(d_sae)
-    l0_histogram = np.zeros(d_sae + 1, np.int64)
-    seen = 0
-    for block in encode_rows(sae, reader, n_rows):
-        acts = block.feature_acts
-        ones = torch.ones(len(acts))
-        counts += ones @ (fired := torch.sign(acts))
-        total += ones @ acts
-        torch.maximum(largest, acts.amax(dim=0), out=largest)
-        l0_histogram += np.bincount((fired @ torch.ones(d_sae)).long().numpy(), minlength=d_sae + 1)
-        seen += len(acts)
-    return FeatureCounts(counts.numpy().astype(np.int64), largest.double().numpy(), total.numpy(), l0_histogram, seen)
-
-
 def fraction_below(densities: FeatureDensities, threshold: float) -> float | str:
     """Fraction of features of density below a threshold, or "below resolution"."""
     if threshold * densities.n_rows < _NEEDED_FIRINGS:
@@ -137,14 +87,14 @@ def fraction_below(densities: FeatureDensities, threshold: float) -> float | str
     return float((densities.density < threshold).mean())
 
 
-def _table(found: FeatureCounts) -> pa.Table:
-    fires = found.counts > 0
-    mean_active = np.divide(found.total, found.counts, out=np.zeros_like(found.total), where=fires)
+def _table(found: Survey) -> pa.Table:
+    fires = found.count > 0
+    mean_active = np.divide(found.total, found.count, out=np.zeros_like(found.total), where=fires)
     return pa.table(
         {
-            "feature": pa.array(np.arange(found.counts.size, dtype=np.int32)),
-            "count": pa.array(found.counts),
-            "density": pa.array(found.counts / found.n_rows),
+            "feature": pa.array(np.arange(found.count.size, dtype=np.int32)),
+            "count": pa.array(found.count),
+            "density": pa.array(found.count / found.n_rows),
             "max_activation": pa.array(found.largest),
             "mean_activation_when_active": pa.array(mean_active),
         }

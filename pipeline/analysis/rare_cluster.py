@@ -2,7 +2,7 @@
 
 The rare direction is the mean of the raw encoder columns of ultra-low features (the author's; also with unit
 columns). Pure weights give each feature's cosine with it, its projection on it, and |e||d|, "the meaningful property";
-a pass over the store (``cofiring``) gives how many of them fire on one token, and whether their firing sets are nested
+the survey's firings (``cofiring``) give how many of them fire on one token, and whether their firing sets are nested
 by bias. With fewer than two ultra-low features there is no cluster to measure, and the result says so.
 
 Source: the post, "Ultra Low Frequency Features Are All The Same Feature".
@@ -23,10 +23,10 @@ from pipeline.analysis.display import percent, show
 from pipeline.analysis.registry import AnalysisOptions, NumberLabel
 from pipeline.analysis.result import AnalysisResult, Number
 
-VERSION = 1
+VERSION = 2
 TITLE = "The ultra-low cluster"
 QUESTION = "Are the ultra-low features all the same feature?"
-REQUIRES: frozenset[Need] = frozenset({"store", "density"})
+REQUIRES: frozenset[Need] = frozenset({"survey", "density"})
 OPTIONAL: frozenset[Need] = frozenset({"tokens"})
 NUMBERS = (
     NumberLabel("n_rare", "Ultra-low features", "count"),
@@ -60,8 +60,6 @@ class OPTIONS(AnalysisOptions):
     """A feature of smaller density is ultra-low; dead ones are among them."""
     aligned_above: float = Field(default=0.95, gt=-1, lt=1)
     """A cosine with the mean direction above this counts as the same direction."""
-    rows: int = Field(default=1_638_400, gt=0)
-    """Rows of the store to look for co-firing in."""
     top_tokens: int = Field(default=20, gt=0)
     """Tokens on which most ultra-low features fire, kept with their text."""
     pair_features: int = Field(default=512, ge=2)
@@ -129,10 +127,8 @@ def _measure_cofiring(context: Context, rare: Integers, options: OPTIONS) -> CoF
     fires = np.flatnonzero(context.need_densities().counts[rare] > 0)
     by_bias = fires[np.argsort(bias[fires], kind="stable")]
     return cofiring.count_cofiring(
-        context.sae,
-        context.need_reader(),
+        context.need_survey(),
         rare,
-        n_rows=options.rows,
         top_rows=options.top_tokens,
         pair_features=by_bias[cofiring.evenly_spaced(by_bias.size, options.pair_features)],
     )

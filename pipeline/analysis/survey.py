@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 BINS_AN_OCTAVE: Final = 4
-"""Bins of the activation histogram for each doubling of the activation."""
+"""Equal bins of the activation histogram between an activation and its double."""
 SMALLEST_OCTAVE: Final = -20
-"""Activations below 2 to this power are counted in the first bin."""
+"""Activations below 2 to this power are counted in the first bin as well."""
 N_BINS: Final = 34 * BINS_AN_OCTAVE
 """Bins; the last takes everything from 2^14 on."""
 
@@ -64,7 +64,8 @@ class Survey:
         l0_histogram: rows by number of features firing, int64 (d_sae + 1,).
         histogram: firings by activation, int64 (d_sae, N_BINS); see ``bin_edges``.
         top: the largest firings, largest first; equal ones by prompt, then position.
-        sample: a uniform sample of each feature's firings, all of them where there are no more than places.
+        sample: a uniform sample of each feature's firings in random order, all of them where there are no more than
+            places.
         kept_firings: how often a feature may fire and still have all its firings kept.
         seldom: all firings of the features that fired at most ``kept_firings`` times.
     """
@@ -86,8 +87,9 @@ class Survey:
 
 
 def bin_edges() -> npt.NDArray[np.float64]:
-    """Lower edges of the activation bins and the upper edge of the last, (N_BINS + 1,): 0, 2^-20, ..., infinity."""
-    edges = 2.0 ** (SMALLEST_OCTAVE + np.arange(N_BINS + 1) / BINS_AN_OCTAVE)
+    """Lower edges of the activation bins, each within its bin, and the upper edge of the last, (N_BINS + 1,)."""
+    octave, part = np.divmod(np.arange(N_BINS + 1), BINS_AN_OCTAVE)
+    edges = 2.0 ** (SMALLEST_OCTAVE + octave) * (1 + part / BINS_AN_OCTAVE)
     edges[0], edges[-1] = 0.0, np.inf
     return edges
 

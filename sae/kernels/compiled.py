@@ -225,6 +225,32 @@ def activate(rows, sae_in, enc, b_enc, dec, b_dec, l1_weight, found, pointer, va
 
 
 @compiled
+def encode(sae_in, enc, b_enc, found, pointer, values):
+    """Decides candidates in float32: ``activate`` without the decoder.
+
+    Args:
+        sae_in: (B, d_in) encoder inputs.
+        enc: (S, d_in) encoder rows.
+        b_enc: (S,) biases.
+        found: candidates; overwritten with the active features, compacted.
+        pointer: (B + 1,) bounds of the candidates; overwritten with those of the active features.
+        values: (as found) float32 output, activations.
+    """
+    count, begin, last = 0, pointer[0], pointer[sae_in.shape[0]] - 1
+    for t in range(sae_in.shape[0]):
+        end = pointer[t + 1]
+        for k in range(begin, end):
+            _prefetch(enc, np.int64(found[min(k + 4, last)]))
+            i = found[k]
+            value = _dot(sae_in[t], enc[i]) + b_enc[i]
+            if not (value <= 0):
+                found[count], values[count] = i, value
+                count += 1
+        begin = end
+        pointer[t + 1] = count
+
+
+@compiled
 def scatter(found, values, pointer, first_row, cursor, tokens, acts):
     """Moves a block's active entries to their places in feature-major order.
 

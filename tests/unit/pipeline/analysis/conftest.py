@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.analysis.survey import Survey
+from pipeline.analysis.surveying import Places, SurveyState
 from sae.autoencoder import Autoencoder
+from sae.kernels.encoder import SparseEncoder
 
 HOOK = "blocks.0.mlp.hook_post"
 
@@ -89,6 +92,18 @@ def make_autoencoder(W_enc: np.ndarray, b_enc: np.ndarray, W_dec: np.ndarray, b_
     return Autoencoder(*(torch.from_numpy(np.asarray(part, np.float32)) for part in (W_enc, b_enc, W_dec, b_dec)))
 
 
+def make_survey(
+    sae: Autoencoder, rows: Rows, *, n_rows: int | None = None, top: int = 4, sample: int = 8, seldom: int = 256
+) -> Survey:
+    """The survey of an autoencoder over rows, in batches that fit neither."""
+    state, encoder = SurveyState.empty(sae.d_sae, Places(top, sample, seldom)), SparseEncoder(sae, threads=1)
+    for start in range(0, n_rows or rows.n_rows, 700):
+        part = slice(start, min(start + 700, n_rows or rows.n_rows))
+        where = (column[part].astype(np.int32) for column in (rows.prompt, rows.position))
+        state.take(encoder.encode(rows.rows[part]), *where)
+    return state.survey()
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Products this small are slower on several threads, and much slower on a busy machine."""
@@ -102,5 +117,11 @@ def one_thread() -> Iterator[None]:
 def world() -> SimpleNamespace:
     """The builders above, by name."""
     return SimpleNamespace(
-        HOOK=HOOK, Rows=Rows, Prompts=Prompts, model=make_model, rows=make_rows, autoencoder=make_autoencoder
+        HOOK=HOOK,
+        Rows=Rows,
+        Prompts=Prompts,
+        model=make_model,
+        rows=make_rows,
+        autoencoder=make_autoencoder,
+        survey=make_survey,
     )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.analysis import Context, FeatureDensities, cofiring, rare_cluster
+from storage.errors import ConfigError
 
 D, RARE, FREQUENT = 64, 40, 60
 
@@ -44,7 +45,7 @@ def cluster(world: SimpleNamespace) -> Cluster:
     context = Context(
         sae=sae,
         hook_name=world.HOOK,
-        reader=world.rows(rows),
+        survey=world.survey(sae, world.rows(rows)),
         tokens=world.Prompts(np.pad(tokens, ((0, 0), (1, 0))), tokens),
         token_strings=[f"<b>{i}</b>" for i in range(50)],
         densities=FeatureDensities(fires.sum(axis=0), 4000),
@@ -101,13 +102,19 @@ def test_the_token_on_which_most_fire_is_found_with_its_text(cluster: Cluster) -
 def test_cofiring_counts_equal_a_dense_computation(cluster: Cluster) -> None:
     chosen = np.array([1, 5, 20, 39])
     features = np.arange(RARE)
-    found = cofiring.count_cofiring(
-        cluster.context.sae, cluster.context.need_reader(), features, n_rows=4000, top_rows=5, pair_features=chosen
-    )
+    survey = cluster.context.need_survey()
+    found = cofiring.count_cofiring(survey, features, top_rows=5, pair_features=chosen)
     fires = cluster.fires[:, :RARE]
     np.testing.assert_array_equal(found.histogram, np.bincount(fires.sum(axis=1), minlength=RARE + 1))
     own = fires[:, chosen].astype(int)
     np.testing.assert_array_equal(found.pair_counts, own.T @ own)
+
+
+def test_firings_that_the_survey_did_not_keep_are_an_error(cluster: Cluster, world: SimpleNamespace) -> None:
+    survey = world.survey(cluster.context.sae, world.rows(cluster.rows), seldom=2)
+    often = np.flatnonzero(survey.count > 2)[:1]
+    with pytest.raises(ConfigError, match="kept_firings"):
+        cofiring.count_cofiring(survey, often, top_rows=5, pair_features=np.array([0]))
 
 
 def test_containment_equals_a_loop_over_pairs() -> None:
@@ -140,7 +147,7 @@ def test_fewer_than_two_rare_features_are_no_cluster(cluster: Cluster, n_rare: i
     context = Context(
         sae=cluster.context.sae,
         hook_name=world.HOOK,
-        reader=cluster.context.reader,
+        survey=cluster.context.survey,
         densities=FeatureDensities(counts, 4000),
     )
     numbers = rare_cluster.run(context, OPTIONS).numbers
@@ -153,7 +160,8 @@ def test_dead_features_alone_make_a_cluster_without_firing(cluster: Cluster, wor
     sae = cluster.context.sae
     silent = world.autoencoder(sae.W_enc.numpy(), sae.b_enc.numpy() - 100, sae.W_dec.numpy(), sae.b_dec.numpy())
     densities = FeatureDensities(np.zeros(RARE + FREQUENT, np.int64), 4000)
-    context = Context(sae=silent, hook_name=world.HOOK, reader=cluster.context.reader, densities=densities)
+    survey = world.survey(silent, world.rows(cluster.rows))
+    context = Context(sae=silent, hook_name=world.HOOK, survey=survey, densities=densities)
     result = rare_cluster.run(context, OPTIONS)
     assert result.numbers["n_rare_dead"] == RARE + FREQUENT
     assert result.numbers["cofiring_max"] == 0

@@ -3,7 +3,6 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.analysis import ANALYSES, Analysis, Context, choose
-from pipeline.analysis.streaming import encode_rows
 from storage.errors import ConfigError, InputError
 
 
@@ -60,13 +59,3 @@ def test_generators_differ_by_purpose_and_seed(world) -> None:  # type: ignore[n
 
     assert draw("a", 0) == draw("a", 0)
     assert len({draw("a", 0), draw("b", 0), draw("a", 1)}) == 3
-
-
-def test_streaming_gives_every_row_once_with_its_place(world) -> None:  # type: ignore[no-untyped-def]
-    rows = np.arange(50 * 2, dtype=np.float32).reshape(50, 2)
-    sae = world.autoencoder(np.eye(2), np.zeros(2), np.eye(2), np.zeros(2))
-    blocks = list(encode_rows(sae, world.rows(rows), 33, block_rows=8))
-    assert [len(block.feature_acts) for block in blocks] == [8, 8, 8, 8, 1]
-    np.testing.assert_array_equal(np.concatenate([block.feature_acts.numpy() for block in blocks]), rows[:33])
-    np.testing.assert_array_equal(np.concatenate([block.prompt for block in blocks]), np.arange(33) // 8)
-    np.testing.assert_array_equal(np.concatenate([block.position for block in blocks]), 1 + np.arange(33) % 8)
