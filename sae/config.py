@@ -158,6 +158,9 @@ class TrainerConfig(_Frozen):
     ``tied``: the same W_dec, and W_enc starts as its transpose; they train independently.
     """
 
+    tie_weights: bool = False
+    """Keep W_enc = W_dec.T throughout: one matrix, moved by the sum of both gradients. Asks for init ``tied``."""
+
     b_dec_init: Literal["zero", "mean", "geometric-median"] = "zero"
     """Start of b_dec: the post zero; Anthropic the geometric median; the mean is that of the dataset."""
 
@@ -195,6 +198,8 @@ class TrainerConfig(_Frozen):
     def _consistent(self) -> Self:
         if (self.b_enc_init == "calibrated") != (self.target_l0 is not None):
             raise ValueError("target_l0 belongs to b_enc_init='calibrated', and is required by it")
+        if self.tie_weights and self.init != "tied":
+            raise ValueError("tie_weights asks for init='tied'")
         if self.target_l0 is not None and self.target_l0 >= self.d_sae:
             raise ValueError(f"target_l0 {self.target_l0} must be below d_sae {self.d_sae}")
         if max(self.betas) >= 1:

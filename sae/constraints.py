@@ -1,8 +1,8 @@
 """Constraints on decoder norms and encoder directions, as plain torch operations on feature-major rows.
 
 Order in a step: gradients are projected, Adam moves the weights, then encoder rows are projected again and decoder rows
-renormalised. The sparse engine does the same arithmetic row by row. Source: the post's code
-(``make_decoder_weights_and_grad_unit_norm``) for the three decoder variants.
+renormalised; tied encoder rows are then the decoder's. The sparse engine does the same arithmetic row by row. Source:
+the post's code (``make_decoder_weights_and_grad_unit_norm``) for the three decoder variants.
 """
 
 import torch
@@ -50,11 +50,17 @@ def remove_components_(rows: Tensor, basis: Tensor | None) -> None:
 
 
 def project_gradients_(grads: Weights, weights: Weights, update: Update) -> None:
-    """Removes, in place, the gradient components that the constraints forbid."""
+    """Removes, in place, the gradient components that the constraints forbid; of tied weights both become the sum."""
+    if update.tied:
+        grads.dec.add_(grads.enc)
     if update.decoder_norm != "free":
         unit = unit_rows(weights.dec)
         grads.dec.sub_((grads.dec * unit).sum(dim=1, keepdim=True) * unit)
-    remove_components_(grads.enc, update.encoder_basis)
+    if update.tied:
+        remove_components_(grads.dec, update.encoder_basis)
+        grads.enc.copy_(grads.dec)
+    else:
+        remove_components_(grads.enc, update.encoder_basis)
 
 
 def unit_rows(rows: Tensor) -> Tensor:

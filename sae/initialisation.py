@@ -35,6 +35,9 @@ def initial_weights(config: TrainerConfig, sample: Tensor, mean: Tensor, encoder
     if config.init == "tied":
         enc = dec.clone()
     remove_components_(enc, None if encoder_basis is None else encoder_basis.cpu())
+    if config.tie_weights:
+        dec = unit_rows(enc)
+        enc = dec.clone()
     enc, dec = enc.to(sample.device), dec.to(sample.device)
     b_dec = _centre(config, sample, mean)
     b_enc = enc.new_zeros(config.d_sae)

@@ -74,12 +74,21 @@ class Resampler:
                 self._reinitialise(scheme, step, features, weights, moments)
             else:
                 self._restart_at_inputs(scheme, features, weights, moments)
+            if self.config.tie_weights:
+                self._tie(features, weights, moments)
             event = ResamplingEvent(step, scheme.scheme, tuple(features.tolist()), self.state.rows)
             self.state.candidates, self.state.weight = None, 0.0
         if scheme.is_due(step + self.config.steps_for_rows(scheme.window_rows), self.config.steps):
             self.state.counts.zero_()
             self.state.rows = 0
         return event
+
+    def _tie(self, features: Tensor, weights: Weights, moments: Moments) -> None:
+        rows = weights.dec[features]
+        remove_components_(rows, self.encoder_basis)
+        weights.dec[features] = rows
+        for tensors in (weights, *moments):
+            tensors.enc[features] = tensors.dec[features]
 
     def select(self) -> Tensor:
         """Numbers of the features that would be resampled now, ascending."""

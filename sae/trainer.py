@@ -204,6 +204,7 @@ class Trainer:
             decoder_norm=self.config.decoder_norm,
             encoder_basis=self._state.encoder_basis,
             clip_norm=self.config.gradient_clip_norm,
+            tied=self.config.tie_weights,
         )
 
     def _engine_name(self) -> Literal["dense", "sparse"]:

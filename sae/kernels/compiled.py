@@ -340,7 +340,7 @@ def _normalise(row):
 
 @compiled
 def step_features(
-    first, last, data, weights, scalars, biases, moments, adam, constraint, basis, screen, grad_squares, bias_part
+    first, last, data, weights, scalars, biases, moments, adam, constraint, tied, basis, screen, grad_squares, bias_part
 ):
     """Gradient, projection, Adam, constraints and the next step's screen, for features first..last - 1.
 
@@ -356,6 +356,7 @@ def step_features(
         moments: (enc's first, enc's second, dec's first, dec's second), changed in place.
         adam: (learning_rate / correction1, beta1, beta2, sqrt(correction2), epsilon).
         constraint: the decoder's, one of this module's constants.
+        tied: whether encoder rows are the decoder's.
         basis: (k, d_in) orthonormal directions that encoder rows avoid; k may be 0.
         screen: (bfloat16 encoder rows, their norms (3, S), decoder norms (S,)), refreshed.
         grad_squares: (S,) float64 output, each feature's squared gradient norm.
@@ -371,22 +372,29 @@ def step_features(
     for i in range(first, last):
         grad_bias[0] = _feature_gradient(i, data, weights, scalars, grad_enc, grad_dec)
         _add_scaled(bias_part, grad_bias[0], enc[i])
+        if tied:
+            _add_scaled(grad_dec, np.float32(1), grad_enc)
         if constraint != FREE and dec_norms[i] > 0:
             along = _dot(grad_dec, dec[i]) / dec_norms[i]
             _add_scaled(grad_dec, -along / dec_norms[i], dec[i])
-        _remove_components(grad_enc, basis)
+        _remove_components(grad_dec if tied else grad_enc, basis)
         grad_squares[i] = (
-            np.float64(_dot(grad_enc, grad_enc))
+            (0.0 if tied else np.float64(_dot(grad_enc, grad_enc)))
             + np.float64(_dot(grad_dec, grad_dec))
             + np.float64(grad_bias[0]) * np.float64(grad_bias[0])
         )
         if constraint == RENORMALISE_BEFORE:
             _normalise(dec[i])
-        adam_row(enc[i], grad_enc, enc_first[i], enc_second[i], adam)
         adam_row(dec[i], grad_dec, dec_first[i], dec_second[i], adam)
         adam_row(b_enc[i : i + 1], grad_bias, bias_first[i : i + 1], bias_second[i : i + 1], adam)
-        _remove_components(enc[i], basis)
+        if tied:
+            _remove_components(dec[i], basis)
+        else:
+            adam_row(enc[i], grad_enc, enc_first[i], enc_second[i], adam)
+            _remove_components(enc[i], basis)
         if constraint == FIXED:
             _normalise(dec[i])
+        if tied:
+            enc[i], enc_first[i], enc_second[i] = dec[i], dec_first[i], dec_second[i]
         norms[0, i], norms[1, i], norms[2, i] = _screen_row(enc[i], rounded[i])
         dec_norms[i] = np.sqrt(_dot(dec[i], dec[i]))

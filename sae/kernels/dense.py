@@ -44,7 +44,8 @@ def apply_gradients(weights: Weights, moments: Moments, grads: Weights, update: 
         The global norm of the projected gradient, before clipping.
     """
     constraints.project_gradients_(grads, weights, update)
-    norm = math.hypot(*(float(torch.linalg.vector_norm(grad, dtype=torch.float64)) for grad in grads))
+    counted = grads[1:] if update.tied else grads
+    norm = math.hypot(*(float(torch.linalg.vector_norm(grad, dtype=torch.float64)) for grad in counted))
     if update.clip_norm is not None and norm > update.clip_norm:
         for grad in grads:
             grad.mul_(update.clip_norm / norm)
@@ -66,7 +67,10 @@ def apply_gradients(weights: Weights, moments: Moments, grads: Weights, update: 
         eps=update.epsilon,
         maximize=False,
     )
-    constraints.remove_components_(weights.enc, update.encoder_basis)
+    constraints.remove_components_(weights.dec if update.tied else weights.enc, update.encoder_basis)
     if update.decoder_norm == "fixed":
         weights.dec.copy_(constraints.unit_rows(weights.dec))
+    if update.tied:
+        for tensors in (weights, *moments):
+            tensors.enc.copy_(tensors.dec)
     return norm

@@ -75,6 +75,7 @@ class Update:
         decoder_norm: see ``TrainerConfig.decoder_norm``.
         encoder_basis: None, or (k, d_in) orthonormal directions that encoder rows are kept orthogonal to.
         clip_norm: None, or the largest global norm of the projected gradient.
+        tied: whether encoder rows are the decoder's: both move by the sum of the two gradients.
     """
 
     step: int
@@ -84,6 +85,7 @@ class Update:
     decoder_norm: DecoderNorm
     encoder_basis: Tensor | None = None
     clip_norm: float | None = None
+    tied: bool = False
 
 
 class Forward(NamedTuple):

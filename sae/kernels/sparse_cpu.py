@@ -210,7 +210,7 @@ class SparseEngine:
             compiled.step_features(
                 *_features(block, d_sae),
                 *(data, (enc, dec), scalars, (b_enc, b_enc1, b_enc2), (enc1, enc2, dec1, dec2)),
-                *(adam, CONSTRAINTS[update.decoder_norm], basis, kept, squares, bias_parts[block]),
+                *(adam, CONSTRAINTS[update.decoder_norm], update.tied, basis, kept, squares, bias_parts[block]),
             )
 
         self._workers.run(n_blocks, backward)

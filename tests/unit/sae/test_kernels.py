@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae import losses
 from sae.constraints import orthonormal_basis, unit_rows
 from sae.kernels import compiled
 from sae.kernels.dense import DenseEngine
@@ -135,6 +136,51 @@ def test_a_step_equals_torch_adam_between_the_constraints(
         assert float((agree | ~decided).double().mean()) > 0.999, name
     if step > 1:
         assert not torch.equal(weights.enc[:3], before.enc[:3])
+
+
+@pytest.mark.parametrize("decoder_norm", ["fixed", "as-published", "renormalise-before", "free"])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.05}, {"directions": 2}])
+def test_tied_weights_step_as_one_matrix(engine: Engine, decoder_norm: str, options: dict[str, Any]):
+    d_in, d_sae, step = 24, 70, 500
+    weights, rows, goal = random_weights(d_in, d_sae), random_rows(300, d_in), objective(d_in)
+    basis = orthonormal_basis(unit_rows(random_rows(2, d_in, seed=5)), d_in) if "directions" in options else None
+    change = update(step, decoder_norm=decoder_norm, encoder_basis=basis, clip_norm=options.get("clip_norm"), tied=True)
+    moments = zero_moments(weights)
+    for tensors, scale in ((moments.first, 1e-3), (moments.second, 1e-4)):
+        for number, tensor in enumerate(tensors):
+            tensor.copy_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(number)) * scale + 1e-6)
+    for tensors in (weights, *moments):
+        tensors.enc.copy_(tensors.dec)
+    leaves = [tensor.double().clone().requires_grad_() for tensor in weights[1:]]
+    b_enc, dec, b_dec = leaves
+    loss = losses.autoencoder_loss(Weights(dec, b_enc, dec, b_dec), rows.double(), in_float64(goal))
+    for leaf, grad in zip(leaves, torch.autograd.grad(loss.total, leaves), strict=True):
+        leaf.grad = grad
+    away = torch.eye(d_in).double() - (0 if basis is None else (basis.T @ basis).double())
+    if decoder_norm != "free":
+        unit = unit_rows(dec.detach())
+        dec.grad = dec.grad - (dec.grad * unit).sum(1, keepdim=True) * unit
+    dec.grad = dec.grad @ away
+    norm = math.sqrt(sum(float(leaf.grad.square().sum()) for leaf in leaves))
+    if change.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(leaves, change.clip_norm)
+    adam = torch.optim.Adam(leaves, lr=change.learning_rate, betas=change.betas, eps=change.epsilon)
+    for leaf, first, second in zip(leaves, moments.first[1:], moments.second[1:], strict=True):
+        kept = {"exp_avg": first.double().clone(), "exp_avg_sq": second.double().clone()}
+        adam.state[leaf] = {"step": torch.tensor(float(step - 1)), **kept}
+    with torch.no_grad():
+        if decoder_norm == "renormalise-before":
+            dec.copy_(unit_rows(dec))
+        adam.step()
+        dec.copy_(dec @ away)
+        if decoder_norm == "fixed":
+            dec.copy_(unit_rows(dec))
+    stepped = engine.step(weights, moments, rows, goal, change)
+    assert stepped.grad_norm == pytest.approx(norm, rel=1e-4)
+    for new, truth in zip(weights[1:], leaves, strict=True):
+        torch.testing.assert_close(new.double(), truth.detach(), rtol=1e-4, atol=2e-5)
+    for tensors in (weights, *moments):
+        assert torch.equal(tensors.enc, tensors.dec)
 
 
 def test_adam_row_equals_torch_adam_over_many_steps():

@@ -239,3 +239,22 @@ def test_synthetic_features_in_superposition_are_recovered():
     decoder = trainer.autoencoder.W_dec.numpy()
     recovered = (true @ decoder.T / np.linalg.norm(decoder, axis=1)).max(axis=1)
     assert recovered.mean() > 0.95
+
+
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+@pytest.mark.parametrize("scheme", ["reinit", "anthropic"])
+def test_tied_weights_stay_one_matrix_through_training_and_resampling(engine: str, scheme: str):
+    resampling = {"scheme": scheme, "interval_steps": 8, "window_rows": 128}
+    resampling |= {"threshold": 0.5} if scheme == "reinit" else {"sample_rows": 128}
+    trainer = start(config(engine=engine, init="tied", tie_weights=True, steps=20, resampling=resampling))
+    resampled = 0
+    for step in range(1, 18):
+        metrics = trainer.step(batch(step))
+        resampled += 0 if metrics.resampled is None else len(metrics.resampled.features)
+        assert torch.equal(trainer.autoencoder.W_enc, trainer.autoencoder.W_dec.T)
+    assert resampled or scheme == "anthropic"
+
+
+def test_tied_weights_ask_for_a_tied_start():
+    with pytest.raises(ValueError, match="init='tied'"):
+        config(tie_weights=True)
