@@ -68,7 +68,13 @@ class Workspace:
     ) -> list[Made]:
         """As :meth:`make`, for artifacts that one pass can make together; see ``ArtifactStore.make_together``."""
         on_record = self.provenance() if provenance is None else provenance
-        return self.store.make_together(specs, produce, on_record, self._say_waiting)
+
+        def produce_and_warn(stagings: Sequence[Staging]) -> Sequence[Result]:
+            for unit in (unit for staging in stagings for unit in staging.dropped):
+                self.reporter.say(f"  warning: {unit} of the interrupted run is damaged; going on without it")
+            return produce(stagings)
+
+        return self.store.make_together(specs, produce_and_warn, on_record, self._say_waiting)
 
     def _say_waiting(self) -> None:
         self.reporter.say("  another process is making it: waiting for that one")

@@ -39,6 +39,8 @@ class Staging:
         self._units: dict[str, dict[str, FileRecord]] = {}
         self._data: dict[str, Mapping[str, Json]] = {}
         self._owner: dict[str, str] = {}
+        self.dropped: tuple[str, ...] = ()
+        """Units of the interrupted run whose files are not as they were written: their work is done again."""
         header: dict[str, Json] = {
             "format_version": FORMAT_VERSION,
             "spec": spec.to_json(),
@@ -153,6 +155,7 @@ class Staging:
                 self._claim(unit, records, cast("Mapping[str, Json]", line["data"]))
             else:
                 del latest[unit]
+                self.dropped += (unit,)
         journal = b"".join(seal_json(line) + b"\n" for line in [lines[0], *latest.values()])
         if journal != self._journal.read_bytes():
             atomic.replace_file(self._journal, journal)

@@ -18,12 +18,12 @@ RUN = """
 import sys
 from pathlib import Path
 from pipeline.config import Runtime, load_preset
-from pipeline.progress import Quiet
+from pipeline.progress import Plain
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace
 preset, root, checkpoint_seconds = sys.argv[1:4]
 runtime = Runtime(root=Path(root), threads=1, checkpoint_seconds=float(checkpoint_seconds))
-chain = Chain(load_preset(preset, sys.argv[4:]), Workspace.open(runtime, Quiet()), run_directly)
+chain = Chain(load_preset(preset, sys.argv[4:]), Workspace.open(runtime, Plain()), run_directly)
 print("ready", flush=True)
 artifact = chain.train()
 print(artifact.id, artifact.manifest_sha256, [run.made.status for run in chain.runs])
@@ -128,7 +128,10 @@ def test_the_newest_checkpoint_damaged_falls_back_to_the_one_before(
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(data)
-    assert finish(start(tiny_preset, root, *LONG)) == uninterrupted
+    process = start(tiny_preset, root, *LONG)
+    out, err = process.communicate(timeout=120)
+    assert tuple(out.splitlines()[-1].split()[:2]) == uninterrupted
+    assert f"warning: {newest.stem} of the interrupted run is damaged" in err
 
 
 def test_two_processes_asking_for_one_artifact_make_it_once(tiny_preset: Path, tmp_path: Path):
