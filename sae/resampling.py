@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .collective import Alone, Collective
 from .config import AnthropicResampling, NoResampling, ReinitResampling, TrainerConfig
 from .constraints import remove_components_, unit_rows
 from .generators import generator
@@ -44,6 +45,7 @@ class Resampler:
     config: TrainerConfig
     state: ResamplingState
     encoder_basis: Tensor | None
+    collective: Collective = field(default_factory=Alone)
     _exempt: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,12 +53,19 @@ class Resampler:
         self._exempt = exempt_features(self.config).to(self.state.counts.device)
 
     def observe(self, step: int, rows: Tensor, forward: Forward, objective: Objective) -> None:
-        """Counts one step's firing, and draws candidates from its rows while the sample lasts."""
+        """Counts one step's firing, and draws candidates from its rows while the sample lasts.
+
+        Args:
+            step: the step's number.
+            rows: (b, d_in) this rank's rows of the batch.
+            forward: of the whole batch, all ranks' rows one after another.
+            objective: of the step.
+        """
         scheme = self.config.resampling
         if isinstance(scheme, NoResampling):
             return
         self.state.counts += forward.fired
-        self.state.rows += rows.shape[0]
+        self.state.rows += forward.l2.shape[0]
         if isinstance(scheme, AnthropicResampling) and self._due_within(
             step, self.config.steps_for_rows(scheme.sample_rows)
         ):
@@ -119,8 +128,22 @@ class Resampler:
         state.weight += total
         replaced = torch.rand(self.config.d_sae, generator=random, dtype=torch.float64) * state.weight < total
         draws = torch.rand(int(replaced.sum()), generator=random, dtype=torch.float64).to(rows.device) * total
-        chosen = torch.searchsorted(weights.cumsum(dim=0), draws, right=True).clamp_max(rows.shape[0] - 1)
-        state.candidates[replaced.to(rows.device)] = rows[chosen]
+        chosen = torch.searchsorted(weights.cumsum(dim=0), draws, right=True).clamp_max(weights.shape[0] - 1)
+        state.candidates[replaced.to(rows.device)] = self._rows_of_all_ranks(rows, chosen)
+
+    def _rows_of_all_ranks(self, rows: Tensor, chosen: Tensor) -> Tensor:
+        """Rows of the whole batch by their numbers; each is on the rank that it was dealt to."""
+        if self.collective.world == 1:
+            return rows[chosen]
+        counts = torch.zeros(self.collective.world, dtype=torch.int64, device=rows.device)
+        counts[self.collective.rank] = rows.shape[0]
+        self.collective.sum_([counts])
+        own = chosen - counts[: self.collective.rank].sum()
+        here = (own >= 0) & (own < rows.shape[0])
+        found = rows.new_zeros(len(chosen), rows.shape[1])
+        found[here] = rows[own[here]]
+        self.collective.sum_([found])
+        return found
 
     def _reinitialise(
         self, scheme: ReinitResampling, step: int, features: Tensor, weights: Weights, moments: Moments

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from . import state as states
 from .autoencoder import Autoencoder
+from .collective import Alone, Collective
 from .config import TrainerConfig
 from .constraints import orthonormal_basis
 from .errors import InvalidTensor, TrainingDiverged
 from .initialisation import initial_weights
 from .kernels.dense import DenseEngine
 from .kernels.interface import Engine, Forward, Moments, Objective, Update, Weights
+from .kernels.shared import SharedEngine
 from .metrics import DensityWindow, StepMetrics
 from .resampling import Resampler, ResamplingState
 from .state import Json, TrainingState
@@ -42,7 +44,14 @@ START_ROWS = 1024
 class Trainer:
     """A training run in progress."""
 
-    def __init__(self, config: TrainerConfig, state: TrainingState, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        state: TrainingState,
+        *,
+        threads: int | None = None,
+        collective: Collective | None = None,
+    ) -> None:
         """Continues from a state; ``start`` and ``restore`` make one.
 
         Args:
@@ -50,11 +59,13 @@ class Trainer:
             state: taken over, and changed in place.
             threads: worker threads of the sparse engine; None: torch's number of threads. Does not change results,
                 but for the last bits of a clipped gradient's norm.
+            collective: ranks that train together; None: this process alone.
         """
         self.config = config
         self._state = state
-        self._resampler = Resampler(config, state.resampling, state.encoder_basis)
-        self._dense = DenseEngine()
+        self._collective = Alone() if collective is None else collective
+        self._resampler = Resampler(config, state.resampling, state.encoder_basis, self._collective)
+        self._dense = self._shared(DenseEngine())
         self._sparse: Engine | None = None
         self._threads = threads or torch.get_num_threads()
 
@@ -68,6 +79,7 @@ class Trainer:
         *,
         encoder_directions: Tensor | None = None,
         threads: int | None = None,
+        collective: Collective | None = None,
     ) -> Self:
         """Starts a run.
 
@@ -78,6 +90,7 @@ class Trainer:
             mean: (d_in,) mean activation of the dataset: b_dec's start and the reference of explained variance.
             encoder_directions: None, or (k, d_in) unit directions that encoder columns are kept orthogonal to.
             threads: worker threads of the sparse engine; None: torch's number of threads. Does not change results.
+            collective: ranks that train together, each given the same sample; None: this process alone.
 
         Raises:
             InvalidTensor: a shape, type or value is not as documented.
@@ -101,7 +114,7 @@ class Trainer:
             rows_seen=0,
             last_l0=float((acts > 0).sum(dim=1).double().mean()),
         )
-        return cls(config, state, threads=threads)
+        return cls(config, state, threads=threads, collective=collective)
 
     @classmethod
     def restore(
@@ -111,13 +124,14 @@ class Trainer:
         json: Mapping[str, Json],
         *,
         threads: int | None = None,
+        collective: Collective | None = None,
     ) -> Self:
         """Continues a run from ``state_tensors()`` and ``state_json()``, to the same bits.
 
         Raises:
             StateMismatch: the state is incomplete or belongs to another configuration.
         """
-        return cls(config, states.state_from(config, tensors, json), threads=threads)
+        return cls(config, states.state_from(config, tensors, json), threads=threads, collective=collective)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Independent copies of every tensor of the state, contiguous, by name."""
@@ -146,30 +160,31 @@ class Trainer:
         """Takes one step.
 
         Args:
-            batch: (B, d_in) float32 activations, B at least 1.
+            batch: (B, d_in) float32 activations, B at least 1; of several ranks each one's part, which may be empty.
 
         Raises:
             InvalidTensor: the batch's shape or type is wrong.
             TrainingDiverged: the loss is not finite; the state is still that before the step.
         """
         state = self._state
-        rows = _checked(batch, "batch", state.mean.shape[0])
+        rows = _checked(batch, "batch", state.mean.shape[0], least=1 if self._collective.world == 1 else 0)
         step = state.step + 1
         objective, update = self._objective(step), self._update(step)
         name = self._engine_name()
         stepped = self._engine(name).step(state.weights, state.moments, rows, objective, update)
         if not math.isfinite(stepped.loss):
             raise TrainingDiverged(step, loss=stepped.loss)
-        state.step, state.rows_seen = step, state.rows_seen + rows.shape[0]
+        count = stepped.forward.l2.shape[0]
+        state.step, state.rows_seen = step, state.rows_seen + count
         state.last_l0 = float(stepped.forward.l0.double().mean())
-        self._count(stepped.forward, rows.shape[0])
+        self._count(stepped.forward, count)
         self._resampler.observe(step, rows, stepped.forward, objective)
         resampled = self._resampler.resample_if_due(step, state.weights, state.moments)
         if self._sparse is not None and (name == "dense" or resampled is not None):
             self._sparse.invalidate()
         return StepMetrics(
             step=step,
-            rows=rows.shape[0],
+            rows=count,
             rows_seen=state.rows_seen,
             loss=stepped.loss,
             l2=float(stepped.forward.l2.double().mean()),
@@ -224,8 +239,11 @@ class Trainer:
         if self._sparse is None:
             from .kernels.sparse_cpu import SparseEngine  # its compiler takes a second to import
 
-            self._sparse = SparseEngine(threads=self._threads)
+            self._sparse = self._shared(SparseEngine(threads=self._threads))
         return self._sparse
+
+    def _shared(self, engine: Engine) -> Engine:
+        return engine if self._collective.world == 1 else SharedEngine(engine, self._collective)
 
     def _count(self, forward: Forward, rows: int) -> None:
         window = self._state.window
@@ -241,9 +259,9 @@ def _explained(forward: Forward) -> float:
     return 1 - float(forward.l2.double().sum()) / deviation if deviation else math.nan
 
 
-def _checked(rows: Tensor, name: str, d_in: int) -> Tensor:
-    if rows.ndim != 2 or rows.shape[1] != d_in or rows.shape[0] == 0:
-        raise InvalidTensor(name, found=tuple(rows.shape), expected=f"(n, {d_in}) with n at least 1")
+def _checked(rows: Tensor, name: str, d_in: int, *, least: int = 1) -> Tensor:
+    if rows.ndim != 2 or rows.shape[1] != d_in or rows.shape[0] < least:
+        raise InvalidTensor(name, found=tuple(rows.shape), expected=f"(n, {d_in}) with n at least {least}")
     if rows.dtype != torch.float32:
         raise InvalidTensor(name, found=rows.dtype, expected=torch.float32)
     return rows.detach().contiguous()
