@@ -31,19 +31,38 @@ class Source(StageModel):
 
     name: str
     """How prompts of this source are labelled."""
-    kind: Literal["standard-library-code", "standard-library-prose", "files"]
-    """The running Python's own library, as code or as prose; or files of yours."""
+    kind: Literal["standard-library-code", "standard-library-prose", "files", "folder", "hub", "tokenized"]
+    """The running Python's own library, as code or as prose; files of rows or texts; folders of source code; a data set
+    of the Hugging Face Hub; or rows of token ids, in files or on the Hub."""
     files: tuple[str, ...] = ()
-    """For ``files``: paths or glob patterns of .jsonl, .jsonl.gz, .parquet or .txt files."""
+    """For ``files`` and ``tokenized``: paths or glob patterns of .jsonl and .json (also .gz or .zst), .parquet, .arrow
+    or .txt files, the last a document each. For ``folder``: the folders."""
+    suffixes: tuple[str, ...] = (".py",)
+    """For ``folder``: endings of the files that are read; hidden, binary and blank files are left out."""
+    data_set: str = ""
+    """For ``hub`` and ``tokenized``: the repository, such as allenai/c4."""
+    config: str = ""
+    """For a data set with several configurations: which one, such as en."""
+    split: str = "train"
+    """For a data set: which of its splits is read. (Held-out documents are chosen from it, not another split.)"""
+    revision: str = "main"
+    """For a data set: branch, tag or commit. The commit is part of the artifact's identity; given one, the Hub is not
+    asked for it."""
     text_field: str = "text"
-    """For ``files`` with columns: the field that holds a document's text."""
+    """For ``files`` and ``hub`` with columns: the field that holds a document's text."""
+    tokens_field: str = "tokens"
+    """For ``tokenized``: the field that holds a row's ids. Rows are cut into prompts, what is left of each left out."""
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the training and held-out tokens asked for that this source may fill."""
 
     @model_validator(mode="after")
-    def _files_where_needed(self) -> "Source":
-        if (self.kind == "files") != bool(self.files):
-            raise ValueError("'files' belongs to, and is required by, kind = 'files'")
+    def _says_where(self) -> "Source":
+        may = {"files": {"files"}, "folder": {"files"}, "hub": {"data_set"}, "tokenized": {"files", "data_set"}}
+        given = {field for field in ("files", "data_set") if getattr(self, field)}
+        wanted = may.get(self.kind, set[str]())
+        if len(given) != bool(wanted) or not given <= wanted:
+            what = f"needs {' or '.join(map(repr, sorted(wanted)))}, and nothing else" if wanted else "needs neither"
+            raise ValueError(f"of 'files' and 'data_set', kind = '{self.kind}' {what}")
         return self
 
 
@@ -60,10 +79,16 @@ class TokenizeConfig(StageModel):
     """Tokens of held-out prompts, at most."""
     prompt_tokens: int = Field(default=128, ge=2)
     """Length of a prompt, the BOS at position 0 included (RECIPE: 128)."""
+    bos: bool = True
+    """Whether position 0 of each prompt is BOS; of rows of ids, whether BOS is written over it. Without it, set
+    ``harvest.include_bos``, so that position 0 is harvested."""
+    eos: bool = True
+    """Whether EOS stands after each document; of rows of ids nothing is changed."""
     on_bad_document: Literal["stop", "skip"] = "stop"
-    """Whether a malformed, null or empty document of a file stops the stage or is skipped and counted."""
+    """Whether a bad document (malformed line, missing field, empty or null text, invalid UTF-8, broken file, id outside
+    the vocabulary...) stops the stage or is skipped and counted by kind."""
     seed: int = 0
-    """Seed of the order in which the standard library's modules are taken."""
+    """Seed of the order in which the standard library's modules, and the files of a folder, are taken."""
 
     @model_validator(mode="after")
     def _shares_fill_one(self) -> "TokenizeConfig":
@@ -80,7 +105,7 @@ class HarvestConfig(StageModel):
     """Prompts to shuffled shards of activations."""
 
     language_model: str
-    """The model whose activations are harvested."""
+    """The model whose activations are harvested; of a Hub repository also ``name@revision``."""
     hook_name: str = "blocks.0.mlp.hook_post"
     """TransformerLens's name of the site."""
     also_hook_names: tuple[str, ...] = ()
@@ -96,6 +121,11 @@ class HarvestConfig(StageModel):
     """Rows of an inner chunk: the unit of reading and of checksums. Divides ``window_prompts``."""
     encoding: Encoding = "float16"
     """How rows are stored."""
+    forward_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the model's weights and activations; rows are then stored as ``encoding`` says. Analyses use the same."""
+    weight_processing: Literal["none"] = "none"
+    """What is done to the model's weights, in the harvest and in analyses alike: W_out is not centred, layer norms are
+    not folded. Stated, because other programs do either by default, and activations or null spaces differ."""
     model_batch_prompts: int = Field(default=8, gt=0)
     """Prompts a forward pass; part of the identity, since the batch's shape moves the last bits."""
     second_moment_stride: int = Field(default=256, gt=0)
@@ -183,10 +213,16 @@ class Runtime(StageModel):
 
     root: Path = Field(default_factory=lambda: Path(os.environ.get("SPARSEMILL_HOME", "artifacts")))
     """The artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts."""
+    remote: str | None = Field(default_factory=lambda: os.environ.get("SPARSEMILL_REMOTE") or None, repr=False)
+    """URL of the team's artifacts: what is not in ``root`` is looked for there before it is computed."""
+    push: bool = False
+    """Whether what a stage made, or found in ``root``, is published to ``remote``."""
     device: str = "cpu"
     """Where the language model runs when activations are harvested, or computed live: a torch device."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch and numba; torch's own choice by default."""
+    tensorboard: Path | None = None
+    """Folder that trainings write TensorBoard events to; none by default."""
     checkpoint_seconds: float = Field(default=60.0, gt=0)
     """Seconds between checkpoints of a training."""
 

@@ -170,6 +170,29 @@ def write_shared_files(activations: Artifact, folder: Path) -> list[str]:
     return [*create_group(folder, layout), STATISTICS]
 
 
+def finish(staging: Staging, layout: Layout, named: Mapping[str, Json]) -> Result:
+    """Folds the statistics of a store whose windows are all there, and certifies it.
+
+    Args:
+        staging: of the harvest.
+        layout: of its store.
+        named: has the model's name and commit as ``language_model`` and ``language_model_commit``.
+
+    Raises:
+        NumericsError: the certificate failed.
+    """
+    total = _fold(staging.path(statistics_name(window)) for window in range(layout.n_windows))
+    staging.write_bytes(STATISTICS, safetensors.numpy.save(total.to_arrays()))
+    certificate = _certify(ShardReader(staging.folder, staging.spec.id), layout)
+    kept = {name: named.get(name) for name in ("language_model", "language_model_commit")}
+    return Result({**kept, **_stats(layout, total), "certificate": certificate})
+
+
+def unit_name(window: int) -> str:
+    """Name of a window as a unit of the staging folder."""
+    return f"window-{window:05d}"
+
+
 @dataclass
 class _Harvesting:
     """One run of the stage."""
@@ -182,7 +205,8 @@ class _Harvesting:
         """Takes over or computes the windows that the journals lack, then the statistics over all."""
         sites = {str(staging.spec.config["hook_name"]): staging for staging in stagings}
         table = TokenTable(self.tokens)
-        model = language_model.load(self.config.language_model, device=self.workspace.runtime.device)
+        config, device = self.config, self.workspace.runtime.device
+        model = language_model.load(config.language_model, device=device, dtype=config.forward_dtype)
         for name in sites:
             model.check_hook(name)
         _check_tokens(model, table)
@@ -199,7 +223,8 @@ class _Harvesting:
             sum(layout.bytes * len(missing[name]) // layout.n_windows for name, layout in layouts.items()),
         )
         self._compute(model, table, sites, layouts, missing)
-        return [self._finish(staging, layouts[name], model.name) for name, staging in sites.items()]
+        named = {"language_model": model.name, "language_model_commit": model.commit}
+        return [finish(staging, layouts[name], named) for name, staging in sites.items()]
 
     def _layouts(self, model: LanguageModel, table: TokenTable, hook_names: Sequence[str]) -> dict[str, Layout]:
         probe = model.activations_at(table.ids("train", [0]), hook_names)
@@ -226,12 +251,12 @@ class _Harvesting:
             taken = [
                 window
                 for window in shared
-                if _unit(window) not in staging.finished
-                and staging.adopt(_unit(window), file_names(layout, window), relative)
+                if unit_name(window) not in staging.finished
+                and staging.adopt(unit_name(window), file_names(layout, window), relative)
             ]
             if taken:
                 self.workspace.reporter.say(f"  {len(taken)} of {layout.n_windows} windows taken from {relative.id}")
-        return [window for window in range(layout.n_windows) if _unit(window) not in staging.finished]
+        return [window for window in range(layout.n_windows) if unit_name(window) not in staging.finished]
 
     def _relatives(self, spec: Spec) -> Iterator[Artifact]:
         """Harvests of the same series and the same numerics."""
@@ -258,12 +283,6 @@ class _Harvesting:
             for window in windows:
                 wanted = [name for name in sites if window in missing[name]]
                 write(partial(_write, sites, harvester.compute(window, wanted, advance), harvester))
-
-    def _finish(self, staging: Staging, layout: Layout, model_name: str) -> Result:
-        total = _fold(staging.path(statistics_name(window)) for window in range(layout.n_windows))
-        staging.write_bytes(STATISTICS, safetensors.numpy.save(total.to_arrays()))
-        certificate = _certify(ShardReader(staging.folder, staging.spec.id), layout)
-        return Result({"language_model": model_name, **_stats(layout, total), "certificate": certificate})
 
 
 class _WindowWriter:
@@ -307,12 +326,8 @@ def _harvester(
 
 def _write(sites: Mapping[str, Staging], windows: Mapping[str, Window], harvester: WindowHarvester) -> None:
     for name, window in windows.items():
-        sites[name].finish(_unit(window.buffer.window), window.write(sites[name].folder))
+        sites[name].finish(unit_name(window.buffer.window), window.write(sites[name].folder))
         harvester.recycle(name, window)
-
-
-def _unit(window: int) -> str:
-    return f"window-{window:05d}"
 
 
 def _series(spec: Spec) -> tuple[object, ...]:

@@ -116,7 +116,9 @@ def plan(
     """
     made = _made_already(preset, workspace)
     workspace.reporter.say(f"plan: load {preset.harvest.language_model}")
-    model = language_model.load(preset.harvest.language_model, device=workspace.runtime.device)
+    model = language_model.load(
+        preset.harvest.language_model, device=workspace.runtime.device, dtype=preset.harvest.forward_dtype
+    )
     names = list(dict.fromkeys([preset.harvest.hook_name, *preset.harvest.also_hook_names]))
     sites, narrow = _sites(model, names), _narrower(model, preset.harvest.hook_name)
     subject = Subject(preset, sites, _tokens(made.get("tokenize")), tuple(made))

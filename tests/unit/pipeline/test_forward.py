@@ -32,7 +32,9 @@ def model_with(tiny_model: Path, folder: Path, **changes: Any) -> LanguageModel:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"act_fn": "gelu_new"}, {"act_fn": "relu"}, {"normalization": "LNPre"}, {"ln_eps": 0.1}], ids=str
+    "changes",
+    [{}, {"act_fn": "gelu_new"}, {"act_fn": "relu"}, {"act_fn": "solu"}, {"normalization": "LNPre"}, {"ln_eps": 0.1}],
+    ids=str,
 )
 def test_every_site_equals_the_bridges_hook(tiny_model: Path, tmp_path: Path, changes: dict[str, Any]):
     model = model_with(tiny_model, tmp_path / "model", **changes)
@@ -52,7 +54,7 @@ def test_every_site_is_a_hook_of_the_model(tiny_model: Path):
     assert model._forward.sites < set(model.hook_names)
 
 
-@pytest.mark.parametrize("changes", [{"act_fn": "solu_ln"}, {"normalization": "RMS"}, {"attn_only": True}])
+@pytest.mark.parametrize("changes", [{"act_fn": "silu"}, {"normalization": "RMS"}, {"attn_only": True}])
 def test_what_it_does_not_compute_it_does_not_claim(changes: dict[str, Any]):
     settings = TINY | {"act_fn": "gelu", "attn_only": False, "normalization": "LN"}
     assert FastForward.knows(settings)
