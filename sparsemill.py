@@ -53,7 +53,7 @@ from pipeline.statistics import Moments
 from pipeline.texts import Texts, texts_of
 from pipeline.tokens import TokenTable
 from pipeline.torch_batches import TorchBatches, to_device
-from pipeline.training import load_autoencoder
+from pipeline.training import AUTOENCODER_STAGES, load_autoencoder
 from sae.autoencoder import Autoencoder
 from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore
@@ -120,8 +120,8 @@ def open_statistics(reference: str = "latest", *, root: Path | str | None = None
 
 
 def open_sae(reference: str = "latest", *, root: Path | str | None = None) -> Autoencoder:
-    """A trained autoencoder."""
-    return load_autoencoder(artifacts(root).resolve(reference, stage="train"))
+    """An autoencoder, trained here or imported."""
+    return load_autoencoder(artifacts(root).resolve(reference, stage=AUTOENCODER_STAGES))
 
 
 def open_tokens(reference: str = "latest", *, root: Path | str | None = None) -> TokenTable:

@@ -5,19 +5,20 @@ activations on this machine.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pipeline import language_model, training
-from pipeline.analysis import ANALYSES
-from pipeline.analysis.context import Context, FeatureDensities
+from pipeline.analysis import ANALYSES, comparing
+from pipeline.analysis.comparing import Described
+from pipeline.analysis.context import EVERYTHING, Context, FeatureDensities, Need
 from pipeline.analysis.registry import Analysis, AnalysisOptions, choose
 from pipeline.analysis.result import AnalysisResult, from_folder, to_files
 from pipeline.config import validate
-from pipeline.harvest import mean_activation
+from pipeline.harvest import mean_activation, moments
 from pipeline.language_model import LanguageModel
 from pipeline.surveying import load_survey
 from pipeline.tokens import TokenTable
@@ -27,25 +28,69 @@ from storage.artifacts import Made, Result, Spec, Staging
 from storage.errors import ConfigError
 from storage.reader import ShardReader
 
+FINDINGS: tuple[Need, ...] = ("loss_recovered", "density")
+"""Needs that are analyses themselves, each before what it reads."""
+_COMPANION = "companion"
 
-def plan(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> list[tuple[Analysis, AnalysisOptions]]:
+
+class Analysed(NamedTuple):
+    """An autoencoder, and analyses made of it by name."""
+
+    sae: Artifact
+    findings: Mapping[str, Artifact]
+
+
+def available(sae: Artifact) -> frozenset[Need]:
+    """What there is to read beside an autoencoder's own weights: one that was imported may have come alone."""
+    found: set[Need] = {"training_log"} if sae.stage == "train" else set()
+    if "activations" in sae.parents:
+        found |= {"store", "model", "tokens", "survey", "density", "loss_recovered"}
+    elif sae.config["model"] is not None:
+        found |= {"model"}
+    return frozenset(found)
+
+
+def plan(
+    names: Sequence[str], options: Mapping[str, Mapping[str, Any]], there: frozenset[Need] = EVERYTHING
+) -> list[tuple[Analysis, AnalysisOptions]]:
     """The analyses to make, in order, with those they read before them, and their options checked.
 
     Args:
         names: analyses asked for.
         options: by analysis, what differs from the defaults.
+        there: what there is to read; :func:`available`.
 
     Raises:
-        ConfigError: no analysis, or no option, of that name.
+        ConfigError: no analysis, or no option, of that name; or an analysis that needs what is not there.
     """
     asked = choose(ANALYSES, tuple(names))
-    if any("density" in analysis.reads for analysis in asked):
-        asked = choose(ANALYSES, ("density", *names))
+    for analysis in asked:
+        if missing := analysis.requires - there:
+            able = [name for name, one in ANALYSES.items() if one.requires <= there]
+            if "companions" in missing:
+                raise ConfigError(
+                    f"analysis {analysis.name} compares autoencoders, and there is one",
+                    remedy=f"'sparsemill study {analysis.name.replace('_', '-')}' trains the others; "
+                    "or name some with --with",
+                )
+            raise ConfigError(
+                f"analysis {analysis.name} reads what this autoencoder came without",
+                found=", ".join(sorted(missing)) + " missing", expected=f"one of {', '.join(able)}",
+                remedy="import it with --activations HARVEST, or --model NAME",
+            )  # fmt: skip
+    for name in FINDINGS:
+        if name in findings_read(asked, there):
+            asked = choose(ANALYSES, (name, *(analysis.name for analysis in asked)))
     choose(ANALYSES, tuple(options))
     return [
         (analysis, validate(analysis.options, options.get(analysis.name, {}), where=f"options of {analysis.name}"))
         for analysis in asked
     ]
+
+
+def findings_read(analyses: Sequence[Analysis], there: frozenset[Need]) -> list[str]:
+    """Names of the analyses that some read, of what there is."""
+    return [name for name in FINDINGS if any(name in analysis.reads & there for analysis in analyses)]
 
 
 def analyze(
@@ -56,18 +101,21 @@ def analyze(
     workspace: Workspace,
     *,
     survey: Artifact | None = None,
+    companions: Sequence[Analysed] = (),
 ) -> Made:
     """Makes, or finds, one analysis of an autoencoder.
 
     Args:
         analysis: which.
         options: its options.
-        sae: a train artifact.
+        sae: an artifact of ``training.AUTOENCODER_STAGES``.
         findings: analyses made before, by name.
         workspace: where it happens.
         survey: of the autoencoder, where the analysis reads it.
+        companions: the autoencoders that it is compared with, where the analysis compares, in the order of its tables.
     """
-    inputs = _Inputs(sae, findings, workspace, survey)
+    others = tuple(_Inputs(other.sae, other.findings, workspace, None) for other in companions)
+    inputs = _Inputs(sae, findings, workspace, survey, others)
     spec = Spec(
         "analyze",
         analysis.version,
@@ -82,6 +130,18 @@ def analyze(
         return Result({"numbers": dict(result.numbers)})
 
     return workspace.make(spec, produce)
+
+
+def companion_ids(artifact: Artifact) -> list[str]:
+    """Ids of the autoencoders that an analyze artifact compares its own with, in order."""
+    return [artifact.parents[role].id for role in sorted(artifact.parents) if role.startswith(f"{_COMPANION}-")
+            and role.endswith(".sae")]  # fmt: skip
+
+
+def load_densities(density: Artifact) -> FeatureDensities:
+    """What a density analysis counted."""
+    rows = int(facts(density)["numbers"]["n_rows"])
+    return FeatureDensities.from_table(load_result(density).tables["features"], rows)
 
 
 def load_result(artifact: Artifact) -> AnalysisResult:
@@ -99,6 +159,7 @@ class _Inputs:
     findings: Mapping[str, Artifact]
     workspace: Workspace
     survey: Artifact | None
+    companions: "tuple[_Inputs, ...]" = ()
 
     @cached_property
     def activations(self) -> Artifact:
@@ -110,29 +171,43 @@ class _Inputs:
 
     @cached_property
     def model(self) -> LanguageModel:
-        return language_model.load_recorded(self.activations)  # beside the autoencoder, on the CPU
+        recorded = self.activations if "activations" in self.sae.parents else self.sae
+        return language_model.load_recorded(recorded)  # beside the autoencoder, on the CPU
+
+    def reads(self, analysis: Analysis) -> frozenset[Need]:
+        """What the analysis declared that it reads, as far as it is there."""
+        return analysis.requires | (analysis.optional & available(self.sae))
 
     def parents(self, analysis: Analysis) -> dict[str, Artifact]:
         """Artifacts by role; the language model's hashes are part of the activations' spec."""
-        available: dict[str, Callable[[], Artifact]] = {
+        parents: dict[str, Callable[[], Artifact]] = {
             "store": lambda: self.activations,
             "model": lambda: self.activations,
             "tokens": lambda: self.tokens,
             "survey": self._need_survey,
             "density": lambda: self.findings["density"],
+            "loss_recovered": lambda: self.findings["loss_recovered"],
         }
         roles = {"store": "activations", "model": "activations"}
-        missing = "density" in analysis.requires and "density" not in self.findings
-        if missing:
-            raise ConfigError(f"analysis {analysis.name} reads the density analysis, which was not made")
-        wanted = [need for need in sorted(analysis.reads) if need in available]
-        return {"sae": self.sae} | {roles.get(need, need): available[need]() for need in wanted}
+        for name in findings_read([analysis], available(self.sae) | analysis.requires):
+            if name not in self.findings:
+                raise ConfigError(f"analysis {analysis.name} reads the {name} analysis, which was not made")
+        wanted = [need for need in sorted(self.reads(analysis)) if need in parents]
+        if "activations" not in self.sae.parents:
+            wanted = []  # its model's hashes are part of its own spec
+        found = {"sae": self.sae} | {roles.get(need, need): parents[need]() for need in wanted}
+        if "companions" in analysis.requires:
+            for number, other in enumerate(self.companions, 1):
+                for role, artifact in other.parents(analysis).items():
+                    found[f"{_COMPANION}-{number:02d}.{role}"] = artifact
+        return found
 
     def context(self, analysis: Analysis) -> Context:
         """Everything the analysis declared that it reads, and nothing else."""
-        reads = analysis.reads
+        reads = self.reads(analysis)
         settings = training.settings(self.sae)
-        return Context(
+        directions = training.read_directions(self.sae)
+        context = Context(
             sae=training.load_autoencoder(self.sae),
             hook_name=settings["hook_name"],
             sae_config=settings["config"],
@@ -141,18 +216,44 @@ class _Inputs:
             tokens=TokenTable(self.tokens) if "tokens" in reads else None,
             token_strings=self.model.token_strings() if "tokens" in reads else None,
             survey=load_survey(self._need_survey()) if "survey" in reads else None,
-            densities=self._densities() if "density" in reads else None,
+            densities=load_densities(self.findings["density"]) if "density" in reads else None,
             training_log=training.training_log(self.sae) if "training_log" in reads else None,
+            training_densities=training.training_densities(self.sae) if "training_log" in reads else None,
             mean_activation=torch.from_numpy(mean_activation(self.activations)) if "store" in reads else None,
-            first_position=0 if self.activations.config["include_bos"] else 1,
+            moments=moments(self.activations) if "store" in reads else None,
+            first_position=0 if "activations" in self.sae.parents and self.activations.config["include_bos"] else 1,
+            encoder_directions=None if directions is None else directions.double().numpy(),
+            numbers={name: facts(self.findings[name])["numbers"] for name in FINDINGS if name in reads},
+            site=settings["hook_name"],
+        )
+        return self._beside_others(context, analysis) if "companions" in analysis.requires else context
+
+    def _beside_others(self, context: Context, analysis: Analysis) -> Context:
+        described = [self.describe(), *(other.describe() for other in self.companions)]
+        labels, sites = comparing.labels(described), comparing.sites(described)
+        named = [
+            replace(one, label=label, site=site)
+            for one, label, site in zip(
+                [context, *(other.context(analysis) for other in self.companions)], labels, sites, strict=True
+            )
+        ]
+        return replace(named[0], companions=tuple(named[1:]))
+
+    def describe(self) -> Described:
+        """What the autoencoder says of itself."""
+        settings, name = training.settings(self.sae), facts(self.sae).get("language_model_as_named")
+        if "activations" in self.sae.parents:
+            name = facts(self.activations)["language_model"]
+        return Described(
+            id=self.sae.id,
+            model=str(name).rpartition("/")[2],
+            model_identity=settings["model"],
+            hook_name=settings["hook_name"],
+            config=settings["config"],
+            orthogonal=training.DIRECTIONS in self.sae.manifest.files,
         )
 
     def _need_survey(self) -> Artifact:
         if self.survey is None:
             raise ConfigError("an analysis reads the survey of the autoencoder, which was not made")
         return self.survey
-
-    def _densities(self) -> FeatureDensities:
-        artifact = self.findings["density"]
-        rows = int(facts(artifact)["numbers"]["n_rows"])
-        return FeatureDensities.from_table(load_result(artifact).tables["features"], rows)

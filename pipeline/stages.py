@@ -11,7 +11,10 @@ from functools import partial
 from typing import Protocol
 
 from pipeline import analyzing, harvest, reporting, surveying, tokens, training
+from pipeline.analysis import ANALYSES
+from pipeline.analysis.context import EVERYTHING, Need
 from pipeline.analysis.registry import Analysis, AnalysisOptions
+from pipeline.analyzing import Analysed
 from pipeline.config import Preset
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
@@ -59,48 +62,86 @@ class Chain:
 
     def tokenize(self) -> Artifact:
         """Documents to prompts."""
-        return self._stage("tokenize", lambda: tokens.tokenize(self.preset.tokenize, self.workspace))
+        return self.stage("tokenize", lambda: tokens.tokenize(self.preset.tokenize, self.workspace))
 
     def harvest(self) -> Artifact:
         """Prompts to shards."""
         parent = self.tokenize()
-        return self._stage("harvest", lambda: harvest.harvest(self.preset.harvest, parent, self.workspace))
+        return self.stage("harvest", lambda: harvest.harvest(self.preset.harvest, parent, self.workspace))
 
-    def train(self) -> Artifact:
-        """Shards to an autoencoder."""
-        parent = self.harvest()
-        return self._stage("train", lambda: training.train(self.preset.train, parent, self.workspace))
+    def train(self, activations: Artifact | None = None) -> Artifact:
+        """Shards to an autoencoder; the preset's own shards by default."""
+        parent = self.harvest() if activations is None else activations
+        return self.stage("train", lambda: training.train(self.preset.train, parent, self.workspace))
 
-    def analyze(self, sae: Artifact | None = None, only: Sequence[str] = ()) -> dict[str, Artifact]:
+    def analyses(self, sae: Artifact) -> list[str]:
+        """The preset's analyses that an autoencoder can have by itself."""
+        return self._able(analyzing.available(sae))
+
+    def analyze(
+        self, sae: Artifact | None = None, only: Sequence[str] = (), companions: Sequence[Artifact] = ()
+    ) -> dict[str, Artifact]:
         """An autoencoder to findings: the analyses asked for, and those that they read.
 
         Args:
             sae: the autoencoder; the preset's own by default.
             only: names of analyses; the preset's by default.
+            companions: the autoencoders that it is compared with.
         """
-        plan = self._plan(only)
         sae = self.train() if sae is None else sae
-        survey = self._survey(sae) if any("survey" in analysis.reads for analysis, _ in plan) else None
+        plan = self._plan(only, sae, companions)
+        comparing = [analysis for analysis, _ in plan if "companions" in analysis.requires]
+        others: list[Analysed] = []
+        for other in companions if comparing else ():
+            there = analyzing.available(other)
+            read = analyzing.findings_read(comparing, there)
+            named = analyzing.plan(read, self.preset.analyze.options, there)
+            others.append(Analysed(other, self._make(named, other, (), f" of {other.id}")))
+        return self._make(plan, sae, others)
+
+    def report(
+        self, sae: Artifact | None = None, only: Sequence[str] = (), companions: Sequence[Artifact] = ()
+    ) -> Artifact:
+        """Findings to a folder of HTML; for arguments see :meth:`analyze`."""
+        self._plan(only, sae, companions)  # a misspelt analysis is better found before a training than after it
+        sae = self.train() if sae is None else sae
+        findings = self.analyze(sae, only, companions)
+        return self.stage("report", lambda: reporting.report(self.preset.name, sae, findings, self.workspace))
+
+    def _make(
+        self,
+        plan: Sequence[tuple[Analysis, AnalysisOptions]],
+        sae: Artifact,
+        others: Sequence[Analysed] = (),
+        whose: str = "",
+    ) -> dict[str, Artifact]:
+        survey = self._survey(sae, whose) if any("survey" in analysis.requires for analysis, _ in plan) else None
         findings: dict[str, Artifact] = {}
         for analysis, options in plan:
-            work = partial(analyzing.analyze, analysis, options, sae, findings, self.workspace, survey=survey)
-            findings[analysis.name] = self._stage(analysis.name, work)
+            work = partial(
+                analyzing.analyze, analysis, options, sae, findings, self.workspace, survey=survey, companions=others
+            )
+            findings[analysis.name] = self.stage(f"{analysis.name}{whose}", work)
         return findings
 
-    def report(self, sae: Artifact | None = None, only: Sequence[str] = ()) -> Artifact:
-        """Findings to a folder of HTML."""
-        self._plan(only)  # a misspelt analysis is better found before a training than after it
-        sae = self.train() if sae is None else sae
-        findings = self.analyze(sae, only)
-        return self._stage("report", lambda: reporting.report(self.preset.name, sae, findings, self.workspace))
+    def _survey(self, sae: Artifact, whose: str) -> Artifact:
+        config = self.preset.analyze.survey
+        return self.stage(f"survey{whose}", lambda: surveying.survey(config, sae, self.workspace))
 
-    def _survey(self, sae: Artifact) -> Artifact:
-        return self._stage("survey", lambda: surveying.survey(self.preset.analyze.survey, sae, self.workspace))
+    def _plan(
+        self, only: Sequence[str], sae: Artifact | None, companions: Sequence[Artifact]
+    ) -> list[tuple[Analysis, AnalysisOptions]]:
+        there = EVERYTHING if sae is None else analyzing.available(sae)
+        others: frozenset[Need] = frozenset({"companions"})
+        there = there | others if companions else there - others
+        return analyzing.plan(only or self._able(there), self.preset.analyze.options, there)
 
-    def _plan(self, only: Sequence[str]) -> list[tuple[Analysis, AnalysisOptions]]:
-        return analyzing.plan(only or self.preset.analyze.analyses, self.preset.analyze.options)
+    def _able(self, there: frozenset[Need]) -> list[str]:
+        wanted = self.preset.analyze.analyses
+        return [name for name in wanted if name not in ANALYSES or ANALYSES[name].requires <= there]
 
-    def _stage(self, name: str, work: Callable[[], Made]) -> Artifact:
+    def stage(self, name: str, work: Callable[[], Made]) -> Artifact:
+        """Runs one stage under a name and remembers it."""
         started = time.monotonic()
         self.workspace.reporter.say(f"{name} ...")
         made = self.run(name, work)

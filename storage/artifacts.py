@@ -7,6 +7,7 @@ Layout under the root::
     .staging/<id>/files/, journal.jsonl      an artifact in the making (storage.staging)
     .locks/<id>                              held (flock) by the process that makes it
     .tags/<name>                             a person's name for an artifact
+    .pulled/<id>/<manifest's sha256>/        files fetched from a remote of an artifact that is not here (yet)
 
 Commit: all files fsynced, ``run.json``, the manifest last, then one rename of ``files/`` to ``<stage>/<id>``, and an
 fsync of the folder: after a crash at any point the artifact is either complete or absent, and the journal says what
@@ -28,7 +29,8 @@ from time import monotonic
 from typing import Literal, cast
 
 from storage import atomic
-from storage.artifact import Artifact, Problem, open_folder
+from storage.artifact import Artifact, Origin, Problem, file_names, open_folder
+from storage.borrowing import Borrowing
 from storage.errors import (
     AmbiguousReference,
     ArtifactNotFound,
@@ -39,13 +41,18 @@ from storage.errors import (
 )
 from storage.fingerprint import Json, canonical_json
 from storage.manifest import FORMAT_VERSION, MANIFEST_NAME, RUN_NAME, Manifest, Parent, Spec, is_id, stage_of
+from storage.remote import RemoteStore, split_reference
 from storage.staging import Staging
+from storage.transfers import Track, untracked
 from storage.verification import verify
 
 __all__ = ["Artifact", "ArtifactStore", "Made", "Parent", "Problem", "Result", "Spec", "Staging"]
 
 MARKER_NAME = "sparsemill-store.json"
 LATEST = "latest"
+
+Stages = str | tuple[str, ...] | None
+"""A stage, any of some stages, or any at all."""
 
 _TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")
 _HEX = re.compile(r"[0-9a-f]{1,12}")
@@ -75,78 +82,109 @@ class ArtifactStore:
 
     Args:
         root: the store's folder; created, with its marker, when first written to.
+        remote: where a team keeps its artifacts: what is not here is looked for there before it is computed.
+        track: shows the progress of files that come from a remote.
 
     Raises:
         NotAStore: the folder holds something else, or is a file.
         UnsupportedFormat: a store of another format version.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, *, remote: RemoteStore | None = None, track: Track = untracked):
         self.root = root
+        self.remote = remote
+        self._track = track
+        self._team: Origin | None = None if remote is None else Borrowing(remote, root, track=track)
         self._superseded: set[str] = set()
         self._check_root()
 
     def find(self, spec: Spec) -> Artifact | None:
-        """The committed artifact of a spec, or None; never computes."""
-        folder = self._folder(spec.id)
-        found = open_folder(folder) if (folder / MANIFEST_NAME).is_file() else None
-        return None if found is None or found.manifest_sha256 in self._superseded else found
+        """The committed artifact of a spec, here or else in the team's remote, or None; never computes."""
+        found = self._here(spec.id)
+        if found is not None:
+            return None if found.manifest_sha256 in self._superseded else found
+        lent = None if self._team is None else self._team.find(spec.id)
+        return lent if lent is not None and lent.spec == spec else None
 
     def open(self, artifact_id: str) -> Artifact:
-        """The artifact of a full id.
+        """The artifact of a full id, here or else in the team's remote.
 
         Raises:
             ArtifactNotFound: there is none.
             CorruptArtifact: its manifest is damaged.
         """
+        found = self._here(artifact_id) or (None if self._team is None else self._team.find(artifact_id))
+        if found is None:
+            where = self.root if self.remote is None else f"{self.root} and {self.remote.shown}"
+            raise ArtifactNotFound("no such artifact", where=where, found=artifact_id)
+        return found
+
+    def _here(self, artifact_id: str) -> Artifact | None:
         folder = self._folder(artifact_id)
-        if not (folder / MANIFEST_NAME).is_file():
-            raise ArtifactNotFound("no such artifact", where=self.root, found=artifact_id)
-        return open_folder(folder)
+        return open_folder(folder) if (folder / MANIFEST_NAME).is_file() else None
 
     def list(self, stage: str | None = None) -> list[Artifact]:
         """All artifacts, or those of one stage, newest first."""
         return [self.open(artifact_id) for artifact_id in self.ids(stage)]
 
-    def ids(self, stage: str | None = None) -> "list[str]":
-        """Ids of all artifacts, or of one stage, newest first, without reading their manifests."""
-        manifests = self.root.glob(f"{stage or '[a-z]*'}/*/{MANIFEST_NAME}")
+    def ids(self, stage: Stages = None) -> "list[str]":
+        """Ids of all artifacts, or of some stages, newest first, without reading their manifests."""
+        folders = (stage,) if isinstance(stage, str) else stage or ("[a-z]*",)
         found: list[tuple[int, str]] = []
-        for path in manifests:
+        for path in (path for folder in folders for path in self.root.glob(f"{folder}/*/{MANIFEST_NAME}")):
             with suppress(FileNotFoundError):  # removed since the folder was listed
                 if is_id(path.parent.name):
                     found.append((path.stat().st_mtime_ns, path.parent.name))
         return [artifact_id for _, artifact_id in sorted(found, reverse=True)]
 
-    def resolve(self, reference: str, *, stage: str | None = None) -> Artifact:
+    def resolve(self, reference: str, *, stage: Stages = None) -> Artifact:
         """The artifact that a person means.
 
         Args:
-            reference: ``latest``, a tag, an id or the unique beginning of one (with or without its stage), or the path
-                of an artifact's folder, here or elsewhere.
-            stage: only artifacts of this stage count.
+            reference: ``latest``, a tag, an id or the unique beginning of one (with or without its stage), the path
+                of an artifact's folder, here or elsewhere, or ``<URL of a remote>/<stage>/<id>``: then files come
+                when they are read, and activations are read where they are.
+            stage: only artifacts of this stage, or of these, count.
 
         Raises:
             ArtifactNotFound: none answers to it.
             AmbiguousReference: several ids begin so.
         """
         if "://" in reference:
-            raise InputError("a remote reference cannot be opened from a local store", found=reference)
-        if "/" in reference or reference.startswith((".", "~")):
+            artifact = self.open_remote(*split_reference(reference))
+        elif "/" in reference or reference.startswith((".", "~")):
             artifact = open_folder(Path(reference).expanduser())
         else:
             artifact = self.open(self._resolve_id(reference, stage))
-        if stage is not None and artifact.stage != stage:
+        if stage is not None and artifact.stage not in ((stage,) if isinstance(stage, str) else stage):
             raise ArtifactNotFound(
-                "the reference names an artifact of another stage", where=reference, found=artifact.id, expected=stage
+                "the reference names an artifact of another stage",
+                where=reference,
+                found=artifact.id,
+                expected=_named(stage),
             )
         return artifact
+
+    def open_remote(self, url: str, artifact_id: str) -> Artifact:
+        """An artifact of any remote, read where it is.
+
+        Raises:
+            ArtifactNotFound: the remote does not have it, or not whole yet.
+        """
+        remote = RemoteStore(url)
+        found = Borrowing(remote, self.root, streams=True, track=self._track).find(artifact_id)
+        if found is None:
+            raise ArtifactNotFound("the remote has no such artifact", where=remote.shown, found=artifact_id)
+        return found
 
     def tag(self, name: str, artifact: Artifact) -> None:
         """Gives an artifact of this store a name, moving it from the one that had it."""
         if _TAG.fullmatch(name) is None or name == LATEST or is_id(name):
             raise InputError("not a usable tag", found=repr(name), expected="letters, digits, '.', '_', '-'; not an id")
-        self.open(artifact.id)
+        if self._here(artifact.id) is None:
+            raise ArtifactNotFound(
+                "only artifacts of this store can be tagged", where=self.root, found=artifact.id, remedy="pull it first"
+            )
         self._create()
         folder = self.root / ".tags"
         atomic.make_folder(folder)
@@ -158,33 +196,76 @@ class ArtifactStore:
         return {path.name: self._read_tag(path) for path in paths}
 
     def parent(self, artifact: Artifact, role: str) -> Artifact:
-        """The artifact of this store that another was made from, checked to be the very one.
+        """The artifact that another was made from, checked to be the very one: here, or where the other came from.
 
         Raises:
-            ArtifactNotFound: there is no such role, or the parent is not in this store.
+            ArtifactNotFound: there is no such role, or the parent is neither here nor in a remote.
             CorruptArtifact: the parent's manifest is not the one that the child was made from.
         """
         if role not in artifact.parents:
             roles = ", ".join(artifact.parents) or "none"
             raise ArtifactNotFound("no parent in this role", where=artifact.id, found=role, expected=roles)
-        expected = artifact.parents[role]
-        parent = self.open(expected.id)
-        if parent.manifest_sha256 != expected.manifest_sha256:
+        wanted = artifact.parents[role]
+        here = self._here(wanted.id)
+        if here is not None and here.manifest_sha256 == wanted.manifest_sha256:
+            return here
+        for origin in filter(None, (artifact.origin, self._team)):
+            lent = origin.find(wanted.id, wanted.manifest_sha256)
+            if lent is not None:
+                return lent
+        if here is not None:
             raise CorruptArtifact(
-                f"{artifact.id} was made from another {parent.id}",
-                where=parent.folder,
-                found=f"manifest {parent.manifest_sha256}",
-                expected=expected.manifest_sha256,
+                f"{artifact.id} was made from another {here.id}",
+                where=here.folder,
+                found=f"manifest {here.manifest_sha256}",
+                expected=wanted.manifest_sha256,
             )
-        return parent
+        raise ArtifactNotFound(
+            f"what {artifact.id} was made from is not here", where=self.root, found=wanted.id,
+            remedy=f"'sparsemill pull URL {wanted.id}' gets it, or SPARSEMILL_REMOTE says where it is read from",
+        )  # fmt: skip
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether an artifact of a remote is here as well.
+
+        Raises:
+            CorruptArtifact: there is another artifact of its id here.
+        """
+        here = self._here(artifact.id)
+        if here is not None and here.manifest_sha256 != artifact.manifest_sha256:
+            raise CorruptArtifact(
+                f"there is another {artifact.id} here: the same question, answered with other bytes", where=here.folder,
+                found=f"manifest {here.manifest_sha256}", expected=artifact.manifest_sha256,
+                remedy="remove the one here to have the remote's; what was made from it then lacks its parent",
+            )  # fmt: skip
+        return here is not None
+
+    def adopt(self, artifact: Artifact) -> None:
+        """Commits an artifact of a remote, all of whose files have been fetched and checked; under its lock.
+
+        Raises:
+            CorruptArtifact: there is another artifact of its id here.
+        """
+        if not self.has(artifact):
+            files = artifact.manifest.files
+            for name in set(file_names(artifact.folder)) - files.keys():  # what a killed pull was writing
+                atomic.remove_file(artifact.folder / name)
+            for folder in {parent for name in files for parent in (artifact.folder / name).parents}:
+                if folder.is_relative_to(artifact.folder):
+                    atomic.sync_folder(folder)
+            run: dict[str, Json] = {"status": "pulled", "finished": datetime.now(UTC).isoformat()}
+            self._publish(artifact.folder, artifact.manifest, run)
+            atomic.remove_tree(artifact.folder.parent)
 
     def verify(self, artifact: Artifact, on_progress: Callable[[int, int], None] | None = None) -> "list[Problem]":
         """Compares every file of an artifact with its manifest, and reports missing and extra files.
 
         Args:
-            artifact: what to check.
+            artifact: what to check; of a remote's, its files are read there and not kept.
             on_progress: called with (bytes done, bytes in all).
         """
+        if artifact.origin is not None:
+            return artifact.origin.verify(artifact, on_progress)
         return verify(artifact, on_progress)
 
     def make(
@@ -267,14 +348,19 @@ class ArtifactStore:
         return made
 
     def _commit(self, staging: Staging, manifest: Manifest, run: Mapping[str, Json]) -> Artifact:
-        atomic.replace_file(staging.folder / RUN_NAME, canonical_json(run))
-        atomic.replace_file(staging.folder / MANIFEST_NAME, manifest.to_bytes())
-        folder = self._folder(staging.spec.id)
+        artifact = self._publish(staging.folder, manifest, run)
+        atomic.remove_tree(self._staging_folder(artifact.id))
+        return artifact
+
+    def _publish(self, made: Path, manifest: Manifest, run: Mapping[str, Json]) -> Artifact:
+        """Puts a folder whose files are durable where artifacts are, by one rename, its manifest written last."""
+        atomic.replace_file(made / RUN_NAME, canonical_json(run))
+        atomic.replace_file(made / MANIFEST_NAME, manifest.to_bytes())
+        folder = self._folder(manifest.spec.id)
         atomic.make_folder(folder.parent)
         if folder.exists():  # superseded, or without a manifest: what is left of a removed artifact
-            atomic.rename(folder, staging.folder.with_name("replaced"))
-        atomic.rename(staging.folder, folder)
-        atomic.remove_tree(self._staging_folder(staging.spec.id))
+            atomic.rename(folder, made.with_name("replaced"))
+        atomic.rename(made, folder)
         return open_folder(folder)
 
     @contextmanager
@@ -305,20 +391,20 @@ class ArtifactStore:
     def _staging_folder(self, artifact_id: str) -> Path:
         return self.root / ".staging" / artifact_id
 
-    def _resolve_id(self, reference: str, stage: str | None) -> str:
+    def _resolve_id(self, reference: str, stage: Stages) -> str:
         if is_id(reference):
             return reference
         if reference == LATEST:
             newest = self.ids(stage)
             if not newest:
-                raise ArtifactNotFound(f"no {stage or 'artifact'} yet", where=self.root, found=reference)
+                raise ArtifactNotFound(f"no {_named(stage) or 'artifact'} yet", where=self.root, found=reference)
             return newest[0]
         tag = self.root / ".tags" / reference
         if _TAG.fullmatch(reference) and tag.is_file():
             return self._read_tag(tag)
         return self._resolve_prefix(reference, stage)
 
-    def _resolve_prefix(self, reference: str, stage: str | None) -> str:
+    def _resolve_prefix(self, reference: str, stage: Stages) -> str:
         def answers(artifact_id: str) -> bool:
             digits = artifact_id.rpartition("-")[2]
             return artifact_id.startswith(reference) or (
@@ -327,7 +413,11 @@ class ArtifactStore:
 
         matches = sorted(filter(answers, self.ids(stage))) if reference else []
         if not matches:
-            what = "no artifact answers to this name" if stage is None else f"no {stage} artifact answers to this name"
+            what = (
+                "no artifact answers to this name"
+                if stage is None
+                else f"no {_named(stage)} artifact answers to this name"
+            )
             known = ", ".join([LATEST, *self.tags(), *self.ids(stage)[:5]])
             raise ArtifactNotFound(what, where=self.root, found=repr(reference), expected=f"one of {known}, ...")
         if len(matches) > 1:
@@ -375,6 +465,10 @@ class ArtifactStore:
             self._check_root()
             atomic.make_folder(self.root)
             atomic.replace_file(self.root / MARKER_NAME, canonical_json({"format_version": FORMAT_VERSION}))
+
+
+def _named(stages: Stages) -> str:
+    return stages if isinstance(stages, str) else " or ".join(stages or ())
 
 
 def _is_foreign(path: Path) -> bool:

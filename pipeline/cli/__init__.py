@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from pipeline.cli.artifacts import artifacts
+from pipeline.cli.checkpoints import export, import_checkpoint
 from pipeline.cli.options import (
     DEFAULTS,
     AsJson,
@@ -23,7 +24,11 @@ from pipeline.cli.options import (
     print_table,
     workspace_at,
 )
+from pipeline.cli.report import report
+from pipeline.cli.sharing import explain, pull, push
+from pipeline.cli.study import study
 from pipeline.config import load_preset, preset_names
+from pipeline.training import AUTOENCODER_STAGES
 from storage.errors import SparsemillError
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -34,6 +39,13 @@ app = App(
     suppress_keyboard_interrupt=False,  # main() says how to go on
 )
 app.command(artifacts)
+app.command(import_checkpoint, name="import")
+app.command(export)
+app.command(study)
+app.command(report)
+app.command(push)
+app.command(pull)
+app.command(explain)
 
 
 @app.command
@@ -49,9 +61,17 @@ def harvest(*, run: Run = DEFAULTS) -> None:
 
 
 @app.command
-def train(*, run: Run = DEFAULTS) -> None:
+def train(
+    *,
+    activations: Annotated[
+        str | None, Parameter(help="a harvest, here or s3://.../harvest/ID; the preset's own by default")
+    ] = None,
+    run: Run = DEFAULTS,
+) -> None:
     """Train a sparse autoencoder from stored activations; makes first what is missing upstream."""
-    finish(run.chain().train())
+    chain = run.chain()
+    parent = None if activations is None else chain.workspace.store.resolve(activations, stage="harvest")
+    finish(chain.train(parent))
 
 
 @app.command
@@ -59,6 +79,10 @@ def analyze(
     sae: str | None = None,
     *,
     only: Annotated[str, Parameter(help="names of analyses, separated by commas; the preset's by default")] = "",
+    with_: Annotated[
+        tuple[str, ...],
+        Parameter(name="--with", negative=(), help="an autoencoder to compare with (cross_seed...); may be repeated"),
+    ] = (),
     run: Run = DEFAULTS,
 ) -> None:
     """Analyse an autoencoder and write the report.
@@ -67,8 +91,10 @@ def analyze(
         sae: id, unique prefix or tag of an autoencoder, or 'latest'; the preset's own by default.
     """
     chain = run.chain()
-    artifact = None if sae is None else chain.workspace.store.resolve(sae, stage="train")
-    finish(chain.report(artifact, [name for name in only.split(",") if name]))
+    store = chain.workspace.store
+    artifact = None if sae is None else store.resolve(sae, stage=AUTOENCODER_STAGES)
+    others = [store.resolve(reference, stage=AUTOENCODER_STAGES) for reference in with_]
+    finish(chain.report(artifact, [name for name in only.split(",") if name], others))
 
 
 @app.command

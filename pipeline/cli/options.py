@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -35,6 +35,8 @@ class Run:
         threads: of torch and numba.
         device: where activations are computed.
         home: the artifact store's folder.
+        tensorboard: folder for a training's TensorBoard events.
+        push: whether artifacts are published.
     """
 
     preset: PresetName = "demo"
@@ -42,10 +44,16 @@ class Run:
     threads: Threads = None
     device: Annotated[str, Parameter(help="where activations are computed: cpu, cuda, cuda:1...")] = "cpu"
     home: Home = None
+    tensorboard: Annotated[Path | None, Parameter(help="folder for TensorBoard events of a training")] = None
+    push: Annotated[
+        bool, Parameter(negative=(), help="publish what is made, or was found here, to SPARSEMILL_REMOTE")
+    ] = False
 
     def chain(self) -> Chain:
         """The chain of stages that the options ask for."""
-        workspace = workspace_at(self.threads, self.home, self.device)
+        workspace = workspace_at(
+            self.threads, self.home, device=self.device, tensorboard=self.tensorboard, push=self.push
+        )
         return Chain(load_preset(self.preset, self.set_), workspace, run_directly)
 
 
@@ -53,9 +61,9 @@ DEFAULTS = Run()
 """A run of the demo preset, where it lies by default."""
 
 
-def workspace_at(threads: int | None, home: Path | None, device: str = "cpu") -> Workspace:
-    """Where a command works, with progress on stderr."""
-    runtime = Runtime(threads=threads, device=device)
+def workspace_at(threads: int | None, home: Path | None, **settings: Any) -> Workspace:
+    """Where a command works, with progress on stderr; further settings are fields of ``Runtime``."""
+    runtime = Runtime(threads=threads, **settings)
     return Workspace.open(runtime if home is None else runtime.model_copy(update={"root": home}), for_stderr())
 
 
@@ -63,6 +71,7 @@ def finish(artifact: Artifact) -> None:
     """Prints an artifact's id, and a report's page."""
     print(artifact.id)
     if artifact.stage == "report":
+        artifact.fetch()
         print(artifact.folder / "index.html")
 
 
