@@ -14,7 +14,7 @@ export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test test-interop check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## tokenize, harvest, train, analyse, report: four to seven minu
 
 test: $(STAMP)  ## the whole test suite, without network or GPU
 	$(BIN)/python -m pytest
+
+test-interop: $(STAMP)  ## our checkpoints through SAELens's and dictionary_learning's own code, in their environments
+	$(BIN)/python -m pytest -m interop tests/interop
 
 check: $(STAMP)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -1,0 +1,86 @@
+"""Checkpoints through the peers' own code, each in an environment of its own: ``make test-interop``.
+
+Both need transformer-lens below 4, so they cannot share ours. The peer loads what we export and is asked for feature
+activations and reconstructions; then it saves what it loaded, and we read that.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.checkpoints import Provenance, read_checkpoint, write_checkpoint
+from sae.autoencoder import Autoencoder
+
+pytestmark = pytest.mark.interop
+HOME = Path(os.environ.get("SPARSEMILL_INTEROP_HOME", Path(__file__).parents[2] / ".interop"))
+PEERS = {"saelens": "sae-lens>=6,<7", "dictionary_learning": "dictionary-learning"}
+SAELENS = """
+import sys, numpy as np, torch
+from sae_lens import SAE
+folder, rows, out = sys.argv[1:]
+sae = SAE.load_from_disk(folder)
+acts = sae.encode(torch.from_numpy(np.load(rows)))
+np.savez(out, acts=acts.detach().numpy(), sae_out=sae.decode(acts).detach().numpy())
+sae.save_model(folder + "-saved")
+"""
+DICTIONARY_LEARNING = """
+import json, os, sys, numpy as np, torch
+from dictionary_learning.utils import load_dictionary
+folder, rows, out = sys.argv[1:]
+dictionary, config = load_dictionary(folder, "cpu")
+sae_out, acts = dictionary(torch.from_numpy(np.load(rows)), output_features=True)
+np.savez(out, acts=acts.detach().numpy(), sae_out=sae_out.detach().numpy())
+os.mkdir(folder + "-saved")
+torch.save(dictionary.state_dict(), folder + "-saved/ae.pt")
+json.dump(config, open(folder + "-saved/config.json", "w"))
+"""
+SCRIPTS = {"saelens": SAELENS, "dictionary_learning": DICTIONARY_LEARNING}
+
+
+def environment(peer: str) -> Path:
+    """The Python of a peer's environment, made on first use."""
+    python = HOME / peer / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(HOME / peer)], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, f"torch=={torch.__version__.partition('+')[0]}"], check=True)
+        subprocess.run([*pip, PEERS[peer]], check=True)
+    return python
+
+
+def ask(peer: str, folder: Path, rows: Path) -> dict[str, np.ndarray]:
+    out = folder.with_name(f"{folder.name}-out.npz")
+    command = [str(environment(peer)), "-c", SCRIPTS[peer], str(folder), str(rows), str(out)]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=offline)
+    assert done.returncode == 0, done.stderr
+    return dict(np.load(out))
+
+
+@pytest.mark.parametrize("peer", list(PEERS))
+def test_a_peer_computes_what_we_compute_and_its_own_save_reads_back(peer: str, tmp_path: Path):
+    generator = torch.Generator().manual_seed(0)
+    W_enc, W_dec = torch.randn(64, 300, generator=generator), torch.randn(300, 64, generator=generator)
+    W_dec = torch.nn.functional.normalize(W_dec, dim=1)  # dictionary_learning rescales others when it loads
+    sae = Autoencoder(W_enc / 8, torch.randn(300, generator=generator) / 4, W_dec, torch.randn(64, generator=generator))
+    rows = torch.randn(50, 64, generator=generator)
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    folder = tmp_path / "export"
+    folder.mkdir()
+    said = Provenance("train-0123456789ab", "blocks.0.mlp.hook_post", "gelu-1l", 128, include_bos=False)
+    for name, data in write_checkpoint(peer, sae, said).items():
+        (folder / name).write_bytes(data)
+    theirs = ask(peer, folder, tmp_path / "rows.npy")
+    acts = sae.encode(rows).numpy()
+    assert (acts > 0).mean() > 0.2
+    np.testing.assert_allclose(theirs["acts"], acts, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(theirs["sae_out"], sae(rows).sae_out.numpy(), rtol=1e-5, atol=1e-5)
+    back = read_checkpoint(f"{folder}-saved")
+    assert (back.format, back.hook_name, back.language_model) == (peer, said.hook_name, said.language_model)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        torch.testing.assert_close(getattr(back.sae, name), getattr(sae, name), rtol=1e-6, atol=1e-6)
