@@ -6,14 +6,21 @@ what it reads; it writes nothing. ``result.to_files`` turns its outcome into fil
 
 from pipeline.analysis import (
     bias_density,
+    case_studies,
+    cross_seed,
     density,
     enc_dec,
+    encoder_sparsity,
     geometry,
     kurtosis,
     loss_recovered,
     neuron_sparsity,
     null_space,
+    orthogonal_rerun,
     rare_cluster,
+    rare_direction,
+    site_comparison,
+    training_dynamics,
 )
 from pipeline.analysis.context import Context, FeatureDensities, FeatureGroups
 from pipeline.analysis.registry import Analysis, AnalysisOptions, NumberLabel, choose, from_module
@@ -27,12 +34,19 @@ ANALYSES: dict[str, Analysis] = {
             density,
             loss_recovered,
             rare_cluster,
+            rare_direction,
             neuron_sparsity,
             kurtosis,
             enc_dec,
             null_space,
             geometry,
             bias_density,
+            training_dynamics,
+            cross_seed,
+            orthogonal_rerun,
+            encoder_sparsity,
+            site_comparison,
+            case_studies,
         ),
     )
 }

@@ -3,11 +3,14 @@
 An analysis module lists what it cannot do without in ``REQUIRES`` and what it uses where it is there in ``OPTIONAL``:
 
 - ``model``: the language model (weights, and forward passes);
-- ``store``: the activations artifact: its rows through ``reader``, its mean through ``mean_activation``;
+- ``store``: the activations artifact: its rows through ``reader``, its statistics through ``mean_activation`` and
+  ``moments``;
 - ``tokens``: the tokens artifact, for held-out prompts and for the text around a row;
 - ``survey``: what one pass of the encoder over the store found (``pipeline.analysis.survey``), in place of the store;
 - ``density``: what the density analysis found; without it there is no "frequent" and no "ultra-low";
-- ``training_log``: the metrics logged while the autoencoder was trained.
+- ``loss_recovered``: the numbers of that analysis;
+- ``companions``: other autoencoders to compare with, each with what the analysis reads of the first;
+- ``training_log``: the metrics and densities logged while the autoencoder was trained.
 
 The language model, the store and the tokens are protocols here, so that an analysis runs on anything of that shape, and
 an imported checkpoint with neither store nor tokens has its pure weight analyses.
@@ -16,15 +19,18 @@ an imported checkpoint with neither store nor tokens has its pure weight analyse
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from pipeline.analysis.result import Number
 from pipeline.analysis.survey import Survey
+from pipeline.statistics import Moments
 from sae.autoencoder import Autoencoder
+from sae.metrics import ResamplingEvent
 from storage.errors import InputError
 
 Floats = npt.NDArray[np.float64]
@@ -32,7 +38,9 @@ Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Edit = Callable[[torch.Tensor], torch.Tensor]
 Split = Literal["train", "held_out"]
-Need = Literal["model", "store", "tokens", "survey", "density", "training_log"]
+Need = Literal["model", "store", "tokens", "survey", "density", "loss_recovered", "companions", "training_log"]
+EVERYTHING: frozenset[Need] = frozenset(get_args(Need))
+"""All that an analysis may read."""
 
 
 class LanguageModel(Protocol):
@@ -53,6 +61,10 @@ class LanguageModel(Protocol):
 
     def logits(self, tokens: torch.Tensor, edits: Mapping[str, Edit] | None = None) -> torch.Tensor:
         """Logits (n, T, d_vocab) of tokens (n, T), with activations at the hooks named replaced."""
+        ...
+
+    def loss_gradient(self, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
+        """Gradient (n, T, d) of the summed next-token cross-entropy of tokens (n, T), by the activations at a hook."""
         ...
 
 
@@ -140,6 +152,23 @@ class FeatureDensities:
         return FeatureDensities(features["count"].to_numpy().astype(np.int64), n_rows)
 
 
+class TrainingDensities(NamedTuple):
+    """How often each feature fired while the autoencoder was trained.
+
+    Attributes:
+        counts: rows of each window on which each feature fired, int64 (n_windows, d_sae).
+        rows: training rows of each window; the first begins with the training, each where the one before ends, int64
+            (n_windows,).
+        resamplings: what was resampled, and after which step.
+        exempt: the features that are never resampled, (d_sae,).
+    """
+
+    counts: Integers
+    rows: Integers
+    resamplings: Sequence[ResamplingEvent]
+    exempt: Mask
+
+
 @dataclass(frozen=True)
 class Context:
     """Everything an analysis may read.
@@ -155,8 +184,15 @@ class Context:
         survey: what a pass of the encoder over the store found.
         densities: what the density analysis found.
         training_log: the metrics of the training.
+        training_densities: how often each feature fired while it was trained.
         mean_activation: mean of the whole dataset, float32 (d_in,), from the store's statistics.
+        moments: the store's statistics.
         first_position: first harvested position of a prompt: 1 where BOS was left out, 0 where it was kept.
+        encoder_directions: unit directions that the encoder was kept orthogonal to in training, float64 (k, d_in).
+        numbers: of the analyses read, by analysis.
+        label: what tells the autoencoder from the first one of a comparison.
+        site: the language model's name and the hook.
+        companions: the autoencoders that this one is compared with.
         seed: seed of everything random.
     """
 
@@ -170,8 +206,15 @@ class Context:
     survey: Survey | None = None
     densities: FeatureDensities | None = None
     training_log: pa.Table | None = None
+    training_densities: TrainingDensities | None = None
     mean_activation: torch.Tensor | None = None
+    moments: Moments | None = None
     first_position: int = 1
+    encoder_directions: Floats | None = None
+    numbers: Mapping[str, Mapping[str, Number]] = field(default_factory=dict[str, Mapping[str, Number]])
+    label: str = "this one"
+    site: str = ""
+    companions: "tuple[Context, ...]" = ()
     seed: int = 0
 
     @property
@@ -209,6 +252,19 @@ class Context:
     def need_densities(self) -> FeatureDensities:
         """The densities, or a clear error."""
         return _needed(self.densities, "the density analysis of the same autoencoder")
+
+    def need_companions(self) -> "tuple[Context, ...]":
+        """The autoencoders to compare with, or a clear error."""
+        return _needed(self.companions or None, "other autoencoders to compare with")
+
+    def need_moments(self) -> Moments:
+        """The statistics of the store, or a clear error."""
+        return _needed(self.moments, "an activation store")
+
+    def need_training(self) -> tuple[pa.Table, TrainingDensities]:
+        """The training's log and its densities, or a clear error."""
+        what = "the log of a training made here"
+        return _needed(self.training_log, what), _needed(self.training_densities, what)
 
 
 def _needed(value: Any, what: str) -> Any:

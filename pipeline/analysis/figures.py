@@ -178,6 +178,55 @@ def scatter(
     )
 
 
+def line(x: Integers, y: Sequence[float | None], *, name: str, role: Role, hover: str) -> go.Scatter:
+    """A line through points; it breaks where a value is missing.
+
+    Args:
+        x: (n,).
+        y: (n,).
+        name: in the legend.
+        role: colour.
+        hover: template of its lines.
+    """
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode="lines+markers",
+        name=name,
+        line={"color": LIGHT[role], "width": 2},
+        marker={"size": 6},
+        hovertemplate=f"{hover}<extra></extra>",
+    )
+
+
+def heat_map(
+    values: Floats, x_edges: Floats, y_edges: Floats, *, caption: str, x_title: str, y_title: str, hover: str
+) -> go.Figure:
+    """Values over two axes: nothing is the page, the largest is the ink.
+
+    Args:
+        values: from 0, (n_y, n_x).
+        x_edges: of the columns, ascending, (n_x + 1,).
+        y_edges: of the rows, ascending, (n_y + 1,).
+        caption: what the figure shows.
+        x_title: horizontal axis, with its unit.
+        y_title: vertical axis, with its unit.
+        hover: template of the lines on a cell.
+    """
+    figure = new_figure(caption, x_title=x_title, y_title=y_title)
+    figure.add_heatmap(
+        x=x_edges,
+        y=y_edges,
+        z=values,
+        zmin=0,
+        colorscale=[[0, LIGHT["paper"]], [0.5, LIGHT["frequent"]], [1, LIGHT["ink"]]],
+        showscale=False,
+        hovertemplate=f"{hover}<extra></extra>",
+    )
+    hide_legend(figure)
+    return figure
+
+
 def hide_legend(figure: go.Figure) -> None:
     """Takes the legend away, and the room above the plot that it needs."""
     figure.update_layout(showlegend=False, margin={"t": 14})

@@ -171,6 +171,48 @@ PUBLISHED = (
         _RARE,
     ),
     Published(
+        "Rare direction’s ten largest neurons",
+        "rare_direction",
+        (Part("fve_top_10", "fraction"),),
+        "“not sparse in the neuron basis”",
+        _RARE,
+    ),
+    Published(
+        "Rare direction’s logits over the vocabulary",
+        "rare_direction",
+        (
+            Part("logit_kurtosis", "plain", "kurtosis {}"),
+            Part("space_correlation", "plain", ", correlation with “begins with a space” {}"),
+        ),
+        "“aren’t sparse”, “correlates”",
+        _RARE,
+    ),
+    Published(
+        "Rare direction’s cosine with the mean activation, largest with a singular vector; correlation with the norm",
+        "rare_direction",
+        (Part("cosine_mean"), Part("cosine_singular", "plain", ", {}"), Part("norm_correlation", "plain", "; {}")),
+        "“nothing to do with”",
+        _RARE,
+    ),
+    Published(
+        "Mean ultra-low encoder directions of two seeds, cosine",
+        "cross_seed",
+        (Part("direction_cosine"),),
+        "0.96",
+        _RARE,
+    ),
+    Published(
+        "Encoder kept orthogonal to the ultra-low direction: ultra-low features, median cosine with their mean",
+        "orthogonal_rerun",
+        (
+            Part("rare_fraction", "fraction"),
+            Part("cosine_median", "plain", ", cosine with their own {}"),
+            Part("direction_cosine", "plain", ", with the old {}"),
+        ),
+        "a cluster again, along “a different direction”",
+        _RARE,
+    ),
+    Published(
         "Decoders dense, 1-sparse, 10-ish-sparse",
         "neuron_sparsity",
         (
@@ -220,6 +262,17 @@ PUBLISHED = (
         "mean 75 %, std 0.013",
         "Should we train autoencoders on the MLP output?",
         "shape",
+    ),
+    Published(
+        "Features of density < 1e-5 in training",
+        "training_dynamics",
+        (
+            Part("below_1e-5_peak", "fraction", "at most {}"),
+            Part("below_1e-5_peak_tokens", "count", ", after {} tokens"),
+            Part("below_1e-5_final", "fraction", "; {} at the end"),
+        ),
+        "reset every 120M tokens; from about 1.6B they drift past 1e-5",
+        _RARE,
     ),
 )
 """What the post says, in the order of the report."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import Field
 from scipy import linalg
 
-from pipeline.analysis import cofiring, figures, statistics
+from pipeline.analysis import cofiring, figures, passages, statistics
 from pipeline.analysis.cofiring import CoFiring
 from pipeline.analysis.context import Context, FeatureGroups, Floats, Integers, Need
 from pipeline.analysis.display import percent, show
@@ -50,7 +50,6 @@ NUMBERS = (
     NumberLabel("nested_by_threshold", "Firing sets nested by threshold −b/|e| (1 = fully)", "plain"),
     NumberLabel("nested_if_independent", "… if they fired independently", "plain"),
 )
-_BEFORE, _AFTER = 24, 6
 
 
 class OPTIONS(AnalysisOptions):
@@ -208,27 +207,13 @@ def _table(groups: FeatureGroups, weights: _Weights) -> pa.Table:
 
 
 def _top_token_table(context: Context, found: CoFiring, n_rare: int) -> pa.Table:
-    texts = [_text(context, row.prompt, row.position) for row in found.top]
     return pa.table(
         {
             "fraction_firing": pa.array([row.firing / n_rare for row in found.top], pa.float64()),
             "features_firing": pa.array([row.firing for row in found.top], pa.int64()),
-            "prompt": pa.array([row.prompt for row in found.top], pa.int64()),
-            "position": pa.array([row.position for row in found.top], pa.int64()),
-            "before": pa.array([before for before, _, _ in texts], pa.string()),
-            "token": pa.array([token for _, token, _ in texts], pa.string()),
-            "after": pa.array([after for _, _, after in texts], pa.string()),
+            **passages.columns(context, [(row.prompt, row.position) for row in found.top]),
         }
     )
-
-
-def _text(context: Context, prompt: int, position: int) -> tuple[str, str, str]:
-    if context.tokens is None or context.token_strings is None:
-        return "", "", ""
-    strings = context.token_strings
-    words: list[str] = [str(strings[number]) for number in context.tokens.prompts("train", [prompt])[0].tolist()]
-    before = "".join(words[max(0, position - _BEFORE) : position])
-    return before, words[position], "".join(words[position + 1 : position + 1 + _AFTER])
 
 
 def _figures(groups: FeatureGroups, weights: _Weights, found: CoFiring) -> dict[str, go.Figure]:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from pipeline.analysis.context import Floats, Mask
+from pipeline.analysis.context import Floats, Integers, Mask
 
 _EM_STEPS = 500
 _EM_TOLERANCE = 1e-10
@@ -98,6 +99,23 @@ def maximum(values: Floats) -> float | None:
 def share(where: Mask) -> float | None:
     """Fraction of True, or None where there is nothing."""
     return float(where.mean()) if where.size else None
+
+
+def largest(values: npt.NDArray[np.floating[Any]], kept: int) -> Integers:
+    """Places of the largest values of each row, largest first, equal ones in the order they stand in.
+
+    Args:
+        values: no NaN, (n, m).
+        kept: how many, 1 to m.
+
+    Returns:
+        int64 (n, kept).
+    """
+    threshold = np.partition(values, -kept, axis=1)[:, -kept, None]
+    row, place = np.nonzero(values >= threshold)
+    order = np.lexsort((place, -values[row, place], row))
+    starts = np.searchsorted(row, np.arange(len(values)))
+    return place[order][starts[:, None] + np.arange(kept)]
 
 
 def finite(values: Floats) -> Floats:

@@ -1,15 +1,21 @@
-"""Tables of a result as the report shows and ships them: whole as Parquet and CSV, the first rows on the page.
+"""Tables of a result as the report shows and ships them: whole as Parquet, and the first rows on the page.
+
+The rest of a table comes to the page when a reader wants to sort or search it, from a data file of its columns; there
+is CSV beside it. Tables that the feature explorer shows, and longer ones than anyone reads on a page, are shipped as
+Parquet alone; example texts, as large as all else together, are in the explorer and in the analysis' artifact.
 
 A table with columns ``before``, ``token`` and ``after`` holds text from the corpus around a token; the page shows the
-three as one passage. CSV cells of text that a spreadsheet would run as a formula get an apostrophe in front: text of a
-corpus is untrusted there too. The Parquet file holds every value as it is.
+three as one passage. Lists are in the files alone. CSV cells of text that a spreadsheet would run as a formula get an
+apostrophe in front: text of a corpus is untrusted there too. The Parquet file holds every value as it is.
 """
 
 import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,8 +23,16 @@ from pipeline.analysis.display import show
 from pipeline.analysis.result import Number
 
 PREVIEW_ROWS = 12
+MOST_ROWS = 100_000
+"""Longer tables are shipped as Parquet alone."""
+FEATURE_COLUMNS = ("feature", "nearest_feature", "neighbour")
+"""Columns that name a feature of the autoencoder the report is on."""
+_PLACES = ("prompt", "position", "neuron", "matched_feature")
 _PASSAGE = ("before", "token", "after")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+Place = Literal["page", "file", "artifact"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,8 @@ class TableView:
         n_rows: rows there are.
         file: path of its files without the ending.
         passages: whether its rows hold text from the corpus.
+        place: ``page`` where the page can show all of it, and there is CSV; ``file`` where it is shipped as Parquet
+            alone; ``artifact`` where it is not shipped.
     """
 
     name: str
@@ -59,18 +75,24 @@ class TableView:
     n_rows: int
     file: str
     passages: bool = False
+    place: Place = "page"
 
 
-def view(section: str, name: str, table: pa.Table) -> TableView:
+def view(section: str, name: str, table: pa.Table, place: Place = "page") -> TableView:
     """What the page shows of a table.
 
     Args:
         section: the analysis it belongs to.
         name: its name.
         table: all of it.
+        place: where it is shown at most.
     """
-    shown = [column for column in table.column_names if column not in _PASSAGE]
+    title, file = humanise(name).capitalize(), f"tables/{section}-{name}"
+    if place != "page" or table.num_rows > MOST_ROWS:
+        return TableView(name, title, (), (), table.num_rows, file, place="file" if place == "page" else place)
     passage = set(_PASSAGE) <= set(table.column_names)
+    left_out = {field.name for field in table.schema if pa.types.is_list(field.type)} | set(_PASSAGE if passage else ())
+    shown = [column for column in table.column_names if column not in left_out]
     head = table.slice(0, PREVIEW_ROWS).to_pylist()
     rows = [[_cell(column, row[column]) for column in shown] for row in head]
     columns = [
@@ -81,26 +103,54 @@ def view(section: str, name: str, table: pa.Table) -> TableView:
         columns.append(("text", "passage"))
         for cells, row in zip(rows, head, strict=True):
             cells.append(Cell(row["before"] or "", row["token"] or "", row["after"] or "", "passage"))
-    title, file = humanise(name).capitalize(), f"tables/{section}-{name}"
     return TableView(name, title, columns, rows, table.num_rows, file, passage)
 
 
-def files(section: str, name: str, table: pa.Table) -> dict[str, bytes]:
-    """The table's files in the report's folder."""
+def to_parquet(table: pa.Table) -> bytes:
+    """Parquet, with every value as it is."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    base = f"tables/{section}-{name}"
-    return {f"{base}.parquet": sink.getvalue(), f"{base}.csv": to_csv(table)}
+    few = [field.name for field in table.schema if not _holds_floats(field.type)]  # floats seldom repeat
+    pq.write_table(table, sink, compression="zstd", compression_level=9, use_dictionary=few)
+    return sink.getvalue()
+
+
+def columns(table: pa.Table) -> list[dict[str, object]]:
+    """A table for a page to sort and search: name, heading, kind and values of each column; lists are left out.
+
+    Kinds are ``feature``, ``place`` (a prompt, a position), ``integer``, ``number``, ``flag`` and ``text``. Numbers keep five significant digits.
+    """
+    kept = [field for field in table.schema if not pa.types.is_list(field.type)]
+    return [
+        {
+            "name": field.name,
+            "label": humanise(field.name),
+            "kind": _kind(field),
+            "values": rounded(table[field.name], 5).to_pylist(),
+        }
+        for field in kept
+    ]
 
 
 def to_csv(table: pa.Table) -> bytes:
-    """CSV in UTF-8, a header first; nulls are empty."""
+    """CSV in UTF-8, a header first; nulls are empty, numbers have nine significant digits."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.column_names)
-    columns = [table[name].to_pylist() for name in table.column_names]
+    columns = [rounded(table[name], 9).to_pylist() for name in table.column_names]
     writer.writerows([_harmless(value) for value in row] for row in zip(*columns, strict=True))
     return text.getvalue().encode("utf-8", "replace")
+
+
+def rounded(column: pa.ChunkedArray | pa.Array, digits: int) -> pa.Array:
+    """A column with its floats to so many significant digits, large ones to whole numbers, and null where not finite."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not pa.types.is_floating(whole.type):
+        return whole
+    values = whole.to_numpy(zero_copy_only=False).astype(np.float64)
+    finite = np.isfinite(values)
+    size = np.abs(np.where(finite & (values != 0), values, 1.0))
+    scale = 10.0 ** np.clip(digits - 1 - np.floor(np.log10(size)), 0, 300)
+    return pa.array(np.rint(np.where(finite, values, 0.0) * scale) / scale, mask=~finite)
 
 
 def humanise(name: str) -> str:
@@ -112,11 +162,25 @@ def _harmless(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
+def _holds_floats(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind.value_type if pa.types.is_list(kind) else kind)
+
+
+def _kind(field: pa.Field) -> str:
+    if field.name in FEATURE_COLUMNS:
+        return "feature"
+    if pa.types.is_boolean(field.type):
+        return "flag"
+    if pa.types.is_integer(field.type):
+        return "place" if field.name in _PLACES else "integer"
+    return "number" if pa.types.is_floating(field.type) else "text"
+
+
 def _cell(column: str, value: Number) -> Cell:
     if isinstance(value, bool):
         return Cell("yes" if value else "no")
     if isinstance(value, str):
         return Cell(value, kind="text")
     if isinstance(value, int):
-        return Cell(str(value) if column in {"feature", "prompt", "position"} else f"{value:,}")
+        return Cell(str(value) if column in {*FEATURE_COLUMNS, *_PLACES} else f"{value:,}")
     return Cell(show(value, digits=4))

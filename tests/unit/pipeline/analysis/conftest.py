@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.analysis import Context, FeatureDensities
 from pipeline.analysis.survey import Survey
 from pipeline.analysis.surveying import Places, SurveyState
 from sae.autoencoder import Autoencoder
@@ -74,6 +76,12 @@ class TwoMatrixModel:
             acts = edits[HOOK](acts)
         return acts @ self.W @ self.W_U
 
+    def loss_gradient(self, tokens: torch.Tensor, hook_name: str) -> torch.Tensor:
+        acts = self.activations(tokens, hook_name).requires_grad_()
+        logits = (acts @ self.W @ self.W_U)[:, :-1].flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum")
+        return torch.autograd.grad(loss, acts)[0]
+
 
 def make_model(
     d_mlp: int = 24, d_model: int = 6, d_vocab: int = 40, positions: int = 10, seed: int = 0
@@ -104,6 +112,27 @@ def make_survey(
     return state.survey()
 
 
+def make_context(
+    encoder: np.ndarray, decoder: np.ndarray, *, rare: int = 0, trainer: Mapping[str, Any] | None = None, **fields: Any
+) -> Context:
+    """An autoencoder from rows (d_sae, d_in); its first ``rare`` features are dead, the others fire on a tenth."""
+    d_sae, d_in = encoder.shape
+    counts = np.where(np.arange(d_sae) < rare, 0, 10_000)
+    return Context(
+        sae=make_autoencoder(encoder.T, np.zeros(d_sae), decoder, np.zeros(d_in)),
+        hook_name=HOOK,
+        densities=FeatureDensities(counts, 100_000),
+        sae_config={"autoencoder": dict(trainer or {})},
+        **fields,
+    )
+
+
+def random_units(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
+    """Random unit rows (n, d)."""
+    rows = rng.standard_normal((n, d))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Products this small are slower on several threads, and much slower on a busy machine."""
@@ -124,4 +153,6 @@ def world() -> SimpleNamespace:
         rows=make_rows,
         autoencoder=make_autoencoder,
         survey=make_survey,
+        context=make_context,
+        units=random_units,
     )

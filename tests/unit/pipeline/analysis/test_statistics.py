@@ -72,3 +72,13 @@ def test_too_few_values_have_no_fit() -> None:
 
 def test_weights_become_float64() -> None:
     assert statistics.weights64(torch.ones(2, 2, requires_grad=True)).dtype == np.float64
+
+
+@pytest.mark.parametrize("kept", [1, 3, 7])
+def test_largest_is_a_stable_sort_even_of_equal_values(kept: int) -> None:
+    values = np.random.default_rng(0).integers(0, 4, (50, 7)).astype(float)
+    values[3] = 0
+    values[4, 2:] = -np.inf
+    np.testing.assert_array_equal(
+        statistics.largest(values, kept), np.argsort(-values, axis=1, kind="stable")[:, :kept]
+    )
