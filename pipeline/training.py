@@ -6,89 +6,118 @@ from its newest checkpoint and ends with the same bytes. Clock times stay out of
 
 Layout of the artifact: ``autoencoder.safetensors`` (W_enc, b_enc, W_dec, b_dec), ``autoencoder.json`` (the trainer's
 config and the site), ``training-log.parquet`` (a row every few steps), ``resamplings.json``, and
-``densities.safetensors`` (firing counts of every feature over windows of training rows).
+``densities.safetensors`` (firing counts of every feature over windows of training rows); and, where the encoder was
+kept orthogonal to directions, these as ``directions.safetensors``.
 """
 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors.numpy
 import safetensors.torch
 import torch
 
 from pipeline import language_model
+from pipeline.analysis.context import TrainingDensities
 from pipeline.config import TrainConfig
 from pipeline.evaluation import HeldOut, baseline_losses, measure_quality
 from pipeline.harvest import mean_activation
-from pipeline.interruption import Interruption, deferred_interruption
+from pipeline.interruption import EXIT_TERMINATED, Interruption, deferred_interruption
 from pipeline.live import live_activations
 from pipeline.memory import START_ROWS
+from pipeline.parallel import ranks
+from pipeline.scalars import scalar_writer
 from pipeline.tokens import TokenTable
+from pipeline.training_state import LOG_SCHEMA, Checkpoints, Progress, density_tensors, to_parquet
 from pipeline.workspace import Workspace
 from sae.autoencoder import Autoencoder
 from sae.errors import TrainingDiverged as Diverged
-from sae.metrics import StepMetrics
+from sae.metrics import ResamplingEvent, StepMetrics
+from sae.resampling import exempt_features
 from sae.state import autoencoder_from, autoencoder_json, autoencoder_tensors
 from sae.trainer import Trainer
 from storage.artifact import Artifact
 from storage.artifacts import Made, Result, Spec, Staging
-from storage.batches import ShuffledBatches
+from storage.batches import Batch, ShuffledBatches
 from storage.certificate import certify
-from storage.errors import TrainingDiverged
+from storage.errors import SparsemillError, TrainingDiverged
+from storage.prefetch import Prefetched
 from storage.reader import BatchOrder, ReadState, ShardReader
 
 OUTPUT_VERSION = 1
+AUTOENCODER_STAGES = ("train", "import")
+"""Stages whose artifacts hold an autoencoder: trained here, or read from another program's checkpoint."""
 WEIGHTS = "autoencoder.safetensors"
 SETTINGS = "autoencoder.json"
 LOG = "training-log.parquet"
 RESAMPLINGS = "resamplings.json"
 DENSITIES = "densities.safetensors"
-
-LOG_SCHEMA = pa.schema(
-    [(name, pa.int64()) for name in ("step", "rows", "rows_seen", "resampled", "density_rows")]
-    + [("engine", pa.string())]
-    + [
-        (name, pa.float64())
-        for name in (
-            "loss", "l2", "l1", "l0", "fve", "loss_recovered",
-            "dead_fraction", "below_1e-6", "below_1e-5", "below_1e-4",
-            "learning_rate", "l1_coeff", "grad_norm", "decoder_norm_min", "decoder_norm_max",
-        )
-    ]
-)  # fmt: skip
-"""Columns of the training log; fixed, so that rows read back from a checkpoint give the bytes of rows never written."""
+DIRECTIONS = "directions.safetensors"
 
 Evaluate = Callable[[Autoencoder], float | None]
 _CERTIFIED_BATCHES = 256
 _RESULT = "result"
 
 
-def train(config: TrainConfig, activations: Artifact, workspace: Workspace) -> Made:
+def spec(config: TrainConfig, activations: Artifact, directions: Artifact | None = None) -> Spec:
+    """The question that a training answers; for arguments see :func:`train`."""
+    parents = {"activations": activations} | ({} if directions is None else {"directions": directions})
+    return Spec(
+        "train", OUTPUT_VERSION, config.model_dump(mode="json"),
+        {role: artifact.as_parent() for role, artifact in parents.items()},
+    )  # fmt: skip
+
+
+def train(
+    config: TrainConfig, activations: Artifact, workspace: Workspace, *, directions: Artifact | None = None
+) -> Made:
     """Trains, or finds, the autoencoder of an activations artifact.
+
+    Args:
+        config: how.
+        activations: on what.
+        workspace: where it happens.
+        directions: unit directions that the encoder is kept orthogonal to (``pipeline.directions``); none by default.
 
     Raises:
         TrainingDiverged: a loss is not finite; the message names the step and the newest checkpoint.
         CorruptArtifact: a shard is not as it was committed.
     """
-    spec = Spec(
-        "train", OUTPUT_VERSION, config.model_dump(mode="json"), {"activations": activations.as_parent()}
-    )  # fmt: skip
-    return workspace.make(spec, _Training(config, activations, workspace).produce)
+    work = _Training(config, activations, workspace, None if directions is None else read_directions(directions))
+    group = work.ranks
+    if not group.leads:
+        return work.follow()
+    try:
+        made = workspace.make(spec(config, activations, directions), work.produce)
+    except Exception as error:
+        if not work.under_way:  # later, the others meet the end of a step themselves
+            group.tell({"failed": str(error)})
+        raise
+    group.tell({"made": made.artifact.id, "status": made.status})
+    return made
 
 
 def settings(artifact: Artifact) -> dict[str, Any]:
-    """What a train artifact says of itself: ``autoencoder``, ``config``, ``hook_name`` and ``model``."""
+    """What an autoencoder's artifact says of itself: ``autoencoder``, ``config``, ``hook_name`` and ``model``."""
     return json.loads(artifact.read_bytes(SETTINGS))
 
 
 def load_autoencoder(artifact: Artifact) -> Autoencoder:
-    """Reads the autoencoder of a train artifact."""
+    """Reads the autoencoder of an artifact of ``AUTOENCODER_STAGES``."""
     tensors = safetensors.torch.load(artifact.read_bytes(WEIGHTS))
     return autoencoder_from(tensors, settings(artifact)["autoencoder"])
+
+
+def read_directions(artifact: Artifact) -> torch.Tensor | None:
+    """The unit directions (k, d_in) that an artifact holds, or None where an encoder was not kept orthogonal to any."""
+    if DIRECTIONS not in artifact.manifest.files:
+        return None
+    return safetensors.torch.load(artifact.read_bytes(DIRECTIONS))["directions"]
 
 
 def training_log(artifact: Artifact) -> pa.Table:
@@ -96,46 +125,62 @@ def training_log(artifact: Artifact) -> pa.Table:
     return pq.read_table(artifact.checked_file(LOG))
 
 
-@dataclass
-class _Progress:
-    """What a run has gathered besides the trainer's own state; goes into each checkpoint.
-
-    Attributes:
-        reader: where the next batch lies.
-        log: rows of the training log.
-        resamplings: what was resampled and when.
-        density_steps: step at which each window of densities was complete.
-        density_rows: rows of each such window.
-        density_counts: firing counts of each such window, int64 (d_sae,) each.
-        window_start: rows seen when the current window opened.
-    """
-
-    reader: ReadState
-    log: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    resamplings: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    density_steps: list[int] = field(default_factory=list[int])
-    density_rows: list[int] = field(default_factory=list[int])
-    density_counts: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
-    window_start: int = 0
+def training_densities(artifact: Artifact) -> TrainingDensities:
+    """How often each feature fired while it was trained, and what was resampled."""
+    tensors = safetensors.numpy.load(artifact.read_bytes(DENSITIES))
+    config = TrainConfig.model_validate(settings(artifact)["config"]).autoencoder
+    events = [ResamplingEvent(**event) for event in json.loads(artifact.read_bytes(RESAMPLINGS))]
+    return TrainingDensities(tensors["counts"], tensors["rows"], events, exempt_features(config).numpy())
 
 
 class _Training:
     """One run of the stage."""
 
-    def __init__(self, config: TrainConfig, activations: Artifact, workspace: Workspace):
+    def __init__(
+        self, config: TrainConfig, activations: Artifact, workspace: Workspace, directions: torch.Tensor | None
+    ):
         self._config = config
         self._activations = activations
         self._workspace = workspace
+        self._directions = directions
+        self.ranks = ranks()
+        self.under_way = False
+        runtime, run = workspace.runtime, spec(config, activations).id
+        self._write_scalars = scalar_writer(runtime.tensorboard if self.ranks.leads else None, run)
+
+    def follow(self) -> Made:
+        """Takes every step of a training that another rank leads; where that found it, none."""
+        message, tensors = self.ranks.hear()
+        if "trainer" in message:
+            trainer = Trainer.restore(
+                self._config.autoencoder, tensors, message["trainer"],
+                threads=self._workspace.threads, collective=self.ranks.collective,
+            )  # fmt: skip
+            start = ReadState(**message["reader"])
+            with deferred_interruption() as interruption, self._batches(self._source(), start) as batches:
+                while trainer.steps_taken < self._config.autoencoder.steps:
+                    trainer.step(torch.from_numpy(next(batches).rows))
+                    if self.ranks.any(interruption.signal is not None):
+                        self._stop(interruption)
+            message, _ = self.ranks.hear()
+        if "failed" in message:
+            raise SparsemillError("the first rank could not train", found=message["failed"])
+        return Made(self._workspace.store.open(message["made"]), message["status"])
+
+    def _stop(self, interruption: Interruption) -> None:
+        interruption.stop_if_asked()
+        raise SystemExit(EXIT_TERMINATED)  # another rank was asked
 
     def produce(self, staging: Staging) -> Result:
         """Trains from the newest checkpoint, or from the start, to the last step."""
-        checkpoints = _Checkpoints(staging)
+        checkpoints = Checkpoints(staging)
         if _RESULT not in staging.finished:
             with deferred_interruption() as interruption:
                 source = self._source()
                 trainer, progress = self._train(source, checkpoints, interruption)
             stats = self._write(staging, trainer, progress) | self._source_stats(source)
-            staging.finish(_RESULT, [WEIGHTS, SETTINGS, LOG, RESAMPLINGS, DENSITIES], stats)
+            names = [WEIGHTS, SETTINGS, LOG, RESAMPLINGS, DENSITIES]
+            staging.finish(_RESULT, names if self._directions is None else [*names, DIRECTIONS], stats)
         checkpoints.clear()  # only now: until the result is journalled, they are all there is
         return Result(staging.finished[_RESULT])
 
@@ -162,63 +207,81 @@ class _Training:
     def _tokens(self) -> TokenTable:
         return TokenTable(self._workspace.store.parent(self._activations, "tokens"))
 
+    def _batches(self, source: ShardReader | ShuffledBatches, start: ReadState) -> Prefetched[Batch]:
+        group = self.ranks.collective
+        return source.batches(self._order(), start=start, rank=group.rank, world=group.world)
+
     def _train(
-        self, source: ShardReader | ShuffledBatches, checkpoints: "_Checkpoints", interruption: Interruption
-    ) -> tuple[Trainer, _Progress]:
+        self, source: ShardReader | ShuffledBatches, checkpoints: Checkpoints, interruption: Interruption
+    ) -> tuple[Trainer, Progress]:
         trainer, progress = self._restore(checkpoints) or self._start()
+        progress.worlds = sorted({*progress.worlds, self.ranks.collective.world})
         evaluate = self._evaluation()
         steps = self._config.autoencoder.steps
-        saved = time.monotonic()
+        self.ranks.tell({"trainer": trainer.state_json(), "reader": asdict(progress.reader)}, trainer.state_tensors())
+        self.under_way = True
+        saved = began = time.monotonic()
+        waited, rows = 0.0, 0
         with (
             self._workspace.reporter.track("train", steps, "steps", start=trainer.steps_taken) as advance,
-            source.batches(self._order(), start=progress.reader) as batches,
+            self._batches(source, progress.reader) as batches,
         ):
             while trainer.steps_taken < steps:
+                asked = time.monotonic()
                 batch = next(batches)
-                metrics = self._step(trainer, torch.from_numpy(batch.rows), checkpoints)
+                waited += time.monotonic() - asked
+                metrics = self._step(trainer, batch, checkpoints)
                 progress.reader = batch.state
                 self._record(progress, trainer, metrics, evaluate)
-                advance(note=f"L0 {metrics.l0:.1f}  explained {metrics.fve:.3f}")
-                due = time.monotonic() - saved > self._workspace.runtime.checkpoint_seconds
-                if due or interruption.signal is not None:
+                rows += metrics.rows
+                advance(note=_note(metrics, rows, waited, time.monotonic() - began))
+                stop = self.ranks.any(interruption.signal is not None)
+                if stop or time.monotonic() - saved > self._workspace.runtime.checkpoint_seconds:
                     checkpoints.save(trainer, progress)
                     saved = time.monotonic()
-                interruption.stop_if_asked()
+                if stop:
+                    self._stop(interruption)
         return trainer, progress
 
-    def _start(self) -> tuple[Trainer, _Progress]:
+    def _start(self) -> tuple[Trainer, Progress]:
         reader = ShardReader.of(self._activations)
         rows = next(iter(reader.sequential(min(START_ROWS, reader.n_rows)))).rows
         trainer = Trainer.start(
             self._config.autoencoder, reader.d_in, torch.from_numpy(rows),
-            torch.from_numpy(mean_activation(self._activations)), threads=self._workspace.threads,
+            torch.from_numpy(mean_activation(self._activations)), encoder_directions=self._directions,
+            threads=self._workspace.threads, collective=self.ranks.collective,
         )  # fmt: skip
-        return trainer, _Progress(ReadState(epoch=0, batch=0))
+        return trainer, Progress(ReadState(epoch=0, batch=0))
 
-    def _restore(self, checkpoints: "_Checkpoints") -> tuple[Trainer, _Progress] | None:
+    def _restore(self, checkpoints: Checkpoints) -> tuple[Trainer, Progress] | None:
         found = checkpoints.newest()
         if found is None:
             return None
         tensors, state = found
         trainer_tensors = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("trainer.")}
         trainer = Trainer.restore(
-            self._config.autoencoder, trainer_tensors, state["trainer"], threads=self._workspace.threads
-        )
+            self._config.autoencoder, trainer_tensors, state["trainer"],
+            threads=self._workspace.threads, collective=self.ranks.collective,
+        )  # fmt: skip
         counts = list(tensors["density_counts"]) if "density_counts" in tensors else []
-        progress = _Progress(**(state["progress"] | {"reader": ReadState(**state["progress"]["reader"])}))
+        progress = Progress(**(state["progress"] | {"reader": ReadState(**state["progress"]["reader"])}))
         progress.density_counts = counts
         return trainer, progress
 
-    def _step(self, trainer: Trainer, rows: torch.Tensor, checkpoints: "_Checkpoints") -> StepMetrics:
+    def _step(self, trainer: Trainer, batch: Batch, checkpoints: Checkpoints) -> StepMetrics:
         try:
-            return trainer.step(rows)
+            return trainer.step(torch.from_numpy(batch.rows))
         except Diverged as error:
+            places = zip(batch.prompt[:8], batch.position[:8], strict=True)
+            tokens = ", ".join(f"{prompt}:{position}" for prompt, position in places)
             raise TrainingDiverged(
-                "the training loss is not finite", where=f"step {trainer.steps_taken + 1}", found=str(error),
+                "the training loss is not finite",
+                where=f"step {trainer.steps_taken + 1}, {len(batch.rows)} rows (prompt:position) {tokens}, ...",
+                found=str(error),
                 remedy=f"lower the learning rate; the newest checkpoint is {checkpoints.label()}",
-            ) from error  # fmt: skip
+            ) from error
 
-    def _record(self, progress: _Progress, trainer: Trainer, metrics: StepMetrics, evaluate: Evaluate) -> None:
+    def _record(self, progress: Progress, trainer: Trainer, metrics: StepMetrics, evaluate: Evaluate) -> None:
         window = trainer.density_window()
         if metrics.rows_seen - progress.window_start >= self._config.autoencoder.density_window_rows:
             progress.window_start = metrics.rows_seen
@@ -236,6 +299,7 @@ class _Training:
             entry |= dict(zip(("below_1e-6", "below_1e-5", "below_1e-4"), below, strict=True))
             entry |= {"loss_recovered": evaluate(trainer.autoencoder) if evaluated else None}
             progress.log.append(entry)
+            self._write_scalars(entry)
 
     def _evaluation(self) -> Evaluate:
         table = self._tokens()
@@ -249,74 +313,23 @@ class _Training:
         baselines = baseline_losses(held_out)
         return lambda sae: measure_quality(sae, held_out, baselines).recovered
 
-    def _write(self, staging: Staging, trainer: Trainer, progress: _Progress) -> dict[str, Any]:
+    def _write(self, staging: Staging, trainer: Trainer, progress: Progress) -> dict[str, Any]:
         sae = trainer.autoencoder
         config = self._config.model_dump(mode="json")
         site = {"hook_name": self._activations.config["hook_name"], "model": self._activations.config["model"]}
         staging.write_bytes(WEIGHTS, safetensors.torch.save(autoencoder_tensors(sae)))
         staging.write_json(SETTINGS, {**site, "autoencoder": autoencoder_json(sae), "config": config})
-        staging.write_bytes(LOG, _parquet(pa.Table.from_pylist(progress.log, schema=LOG_SCHEMA)))
+        staging.write_bytes(LOG, to_parquet(pa.Table.from_pylist(progress.log, schema=LOG_SCHEMA)))
         staging.write_json(RESAMPLINGS, progress.resamplings)
-        staging.write_bytes(DENSITIES, safetensors.torch.save(_density_tensors(progress, sae.d_sae)))
+        staging.write_bytes(DENSITIES, safetensors.torch.save(density_tensors(progress, sae.d_sae)))
+        if self._directions is not None:
+            staging.write_bytes(DIRECTIONS, safetensors.torch.save({"directions": self._directions}))
         last = progress.log[-1]
         kept = ("rows_seen", "l2", "l1", "l0", "fve", "loss_recovered", "dead_fraction", "below_1e-4")
-        sizes = {"steps": trainer.steps_taken, "d_in": sae.d_in, "d_sae": sae.d_sae}
+        sizes = {"ranks": progress.worlds, "steps": trainer.steps_taken, "d_in": sae.d_in, "d_sae": sae.d_sae}
         return sizes | {name: last[name] for name in kept}
 
 
-class _Checkpoints:
-    """The newest two states of a run, as units of its staging folder; cleared before the artifact is committed."""
-
-    def __init__(self, staging: Staging):
-        self._staging = staging
-
-    def _units(self) -> list[str]:
-        return sorted(unit for unit in self._staging.finished if unit.startswith("checkpoint-"))
-
-    def label(self) -> str:
-        """The newest checkpoint's name, or that there is none."""
-        units = self._units()
-        return units[-1] if units else "none yet"
-
-    def newest(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Tensors and JSON of the newest whole checkpoint; a damaged one was dropped when the journal was read."""
-        units = self._units()
-        if not units:
-            return None
-        name = units[-1]
-        tensors = safetensors.torch.load_file(self._staging.path(f"{name}.safetensors"))
-        return tensors, json.loads(self._staging.path(f"{name}.json").read_text())
-
-    def save(self, trainer: Trainer, progress: _Progress) -> None:
-        """Writes a checkpoint, then discards all but the newest two."""
-        name = f"checkpoint-{trainer.steps_taken:09d}"
-        tensors = {f"trainer.{key}": tensor for key, tensor in trainer.state_tensors().items()}
-        if progress.density_counts:
-            tensors["density_counts"] = torch.stack(progress.density_counts)
-        gathered = asdict(progress)
-        gathered.pop("density_counts")
-        self._staging.write_bytes(f"{name}.safetensors", safetensors.torch.save(tensors))
-        self._staging.write_json(f"{name}.json", {"trainer": trainer.state_json(), "progress": gathered})
-        self._staging.finish(name, [f"{name}.safetensors", f"{name}.json"])
-        for old in self._units()[:-2]:
-            self._staging.discard(f"{old}.json")
-
-    def clear(self) -> None:
-        """Discards all checkpoints."""
-        for name in self._units():
-            self._staging.discard(f"{name}.json")
-
-
-def _density_tensors(progress: _Progress, d_sae: int) -> dict[str, torch.Tensor]:
-    counts = progress.density_counts
-    return {
-        "counts": torch.stack(counts) if counts else torch.zeros(0, d_sae, dtype=torch.int64),
-        "rows": torch.tensor(progress.density_rows, dtype=torch.int64),
-        "step": torch.tensor(progress.density_steps, dtype=torch.int64),
-    }
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return sink.getvalue().to_pybytes()
+def _note(metrics: StepMetrics, rows: int, waited: float, seconds: float) -> str:
+    speed = f"{rows / seconds:,.0f} rows/s, {waited / seconds:.0%} waiting for rows"
+    return f"L0 {metrics.l0:.1f}  explained {metrics.fve:.3f}  {speed}"

@@ -78,3 +78,25 @@ def test_every_field_of_every_stage_is_described():
                 check(annotation, f"{path}.{name}")
 
     check(Preset, "Preset")
+
+
+def test_the_posts_presets_differ_in_what_they_ask_and_in_nothing_else():
+    post, fixed, anthropic = (load_preset(name) for name in ("post", "post-fixed", "anthropic-a1"))
+    assert post.train.autoencoder.decoder_norm == "as-published"
+    for other in (fixed, anthropic):
+        assert (other.tokenize, other.harvest, other.analyze) == (post.tokenize, post.harvest, post.analyze)
+    mended = post.train.autoencoder.model_copy(update={"decoder_norm": "fixed"})
+    assert fixed.train == post.train.model_copy(update={"autoencoder": mended})
+    changed = {"b_dec_init": "geometric-median", "resampling": anthropic.train.autoencoder.resampling}
+    assert anthropic.train.autoencoder == mended.model_copy(update=changed)
+
+
+def test_the_posts_numbers_are_converted_as_documented():
+    trainer = load_preset("post").train.autoencoder
+    assert trainer.l1_coeff == pytest.approx(3e-4 * trainer.batch_rows)
+    assert trainer.steps == 2_000_000_000 // trainer.batch_rows
+    assert trainer.resampling.window_rows == 50 * 512 * 128
+    assert trainer.resampling.interval_steps * trainer.batch_rows == 122_880_000
+    assert trainer.resampling.threshold == pytest.approx(10**-5.5)
+    anthropic = load_preset("anthropic-a1").train.autoencoder
+    assert anthropic.resampling.window_rows == 12_500 * anthropic.batch_rows
