@@ -1,20 +1,149 @@
-"""Documents' token ids -> prompts of equal length, without padding.
+"""Token ids -> prompts of equal length, without padding: documents laid end to end, or rows of ids cut up.
 
-The documents of one source are laid end to end, an EOS id after each, and the stream is cut every
-``prompt_tokens - 1`` ids; each piece gets a BOS id in front. The stream's last, incomplete piece is left out. A prompt
-belongs to the document its first text token comes from. Rejected: one document a prompt (most docstrings are shorter
-than a prompt, so padding or loss), and cutting per document (drops on average half a prompt a document).
+``Packer`` lays the documents of one source end to end, an EOS id after each, and cuts the stream every
+``prompt_tokens - 1`` ids; each piece gets a BOS id in front. (Without BOS it cuts every ``prompt_tokens``; without EOS
+one document follows the other at once.) The stream's last, incomplete piece is left out. A prompt belongs to the
+document its first text token comes from. ``RowSplitter`` cuts rows that were packed already, a row at a time, and puts
+BOS over the first id of each piece, as the post did (RECIPE: rows of 1024 into 8 prompts of 128).
+
+Documents only queue until prompts are taken: a few list operations a document, and one copy an id. Rejected: one
+document a prompt (most docstrings are shorter than a prompt, so padding or loss), and cutting per document (drops on
+average half a prompt a document).
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+Prompts = npt.NDArray[np.int32]
+
+
+class Packed(NamedTuple):
+    """Prompts, and where they come from.
+
+    Attributes:
+        prompts: int32 (n, prompt_tokens).
+        document: int32 (n,), the number of the document that each prompt's first text token comes from.
+    """
+
+    prompts: Prompts
+    document: npt.NDArray[np.int32]
+
+
+class Packing(Protocol):
+    """Makes prompts of what is added to it."""
+
+    @property
+    def whole(self) -> int:
+        """Prompts that can be taken."""
+        ...
+
+    def add(self, number: int, ids: npt.NDArray[np.int32]) -> None:
+        """Adds a document's ids, without BOS or EOS."""
+        ...
+
+    def take(self) -> Packed:
+        """All whole prompts."""
+        ...
+
+
+@dataclass
+class Packer:
+    """Packs a stream of documents.
+
+    Attributes:
+        prompt_tokens: length of a prompt, BOS included.
+        bos_id: id put at position 0 of each prompt, or None.
+        eos_id: id put after each document, or None.
+        carry: after :meth:`take`, the ids that do not fill a prompt yet: fewer than one holds.
+        owner: number of the document that the first of them comes from.
+    """
+
+    prompt_tokens: int
+    bos_id: int | None
+    eos_id: int | None
+    carry: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32), init=False)
+    owner: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._body = self.prompt_tokens - (self.bos_id is not None)
+        self._end = np.array([] if self.eos_id is None else [self.eos_id], np.int32)
+        self._restart()
+
+    @property
+    def whole(self) -> int:
+        """Prompts that can be taken."""
+        return self._total // self._body
+
+    def add(self, number: int, ids: npt.NDArray[np.int32]) -> None:
+        """Adds a document's ids, without BOS or EOS."""
+        self._pieces += (ids, self._end)
+        self._numbers.append(number)
+        self._total += len(ids) + len(self._end)
+        self._ends.append(self._total)
+
+    def take(self) -> Packed:
+        """All whole prompts; what remains is carried."""
+        whole, body = self.whole, self._body
+        ids = np.concatenate(self._pieces, dtype=np.int32)
+        prompts = np.empty((whole, self.prompt_tokens), np.int32)
+        prompts[:, : self.prompt_tokens - body] = 0 if self.bos_id is None else self.bos_id
+        prompts[:, self.prompt_tokens - body :] = ids[: whole * body].reshape(whole, body)
+        starts = np.arange(whole + 1) * body
+        owners = np.array([*self._numbers, 0], np.int32)[np.searchsorted(self._ends, starts, side="right")]
+        self.carry, self.owner = ids[whole * body :].copy(), int(owners[-1])
+        self._restart()
+        return Packed(prompts, owners[:-1])
+
+    def resume(self, carry: npt.NDArray[np.int32], owner: int) -> None:
+        """Goes on from what another one carried."""
+        self.carry, self.owner = carry, owner
+        self._restart()
+
+    def _restart(self) -> None:
+        self._pieces = [self.carry]
+        self._numbers, self._ends, self._total = [self.owner], [len(self.carry)], len(self.carry)
+
+
+@dataclass
+class RowSplitter:
+    """Cuts rows of ids; what is left of a row is left out.
+
+    Attributes:
+        prompt_tokens: length of a prompt.
+        bos_id: id written over position 0 of each prompt, or None.
+    """
+
+    prompt_tokens: int
+    bos_id: int | None
+
+    def __post_init__(self) -> None:
+        self._pieces: list[Packed] = []
+        self.whole = 0
+
+    def add(self, number: int, ids: npt.NDArray[np.int32]) -> None:
+        """Adds a row."""
+        n = len(ids) // self.prompt_tokens
+        prompts = ids[: n * self.prompt_tokens].reshape(n, self.prompt_tokens)
+        self._pieces.append(Packed(prompts, np.full(n, number, np.int32)))
+        self.whole += n
+
+    def take(self) -> Packed:
+        """All prompts."""
+        empty = Packed(np.empty((0, self.prompt_tokens), np.int32), np.empty(0, np.int32))
+        prompts, document = (np.concatenate(column) for column in zip(empty, *self._pieces, strict=True))
+        if self.bos_id is not None:
+            prompts[:, 0] = self.bos_id
+        self._pieces, self.whole = [], 0
+        return Packed(prompts, document)
+
 
 def pack_documents(
     documents: Iterable[tuple[int, npt.NDArray[np.int32]]], *, prompt_tokens: int, bos_id: int, eos_id: int
-) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+) -> Iterator[Packed]:
     """Packs a stream of documents into prompts, a block at a time, in memory bounded by the longest document.
 
     Args:
@@ -22,21 +151,26 @@ def pack_documents(
         prompt_tokens: length of a prompt, BOS included.
         bos_id: id put at position 0 of each prompt.
         eos_id: id put after each document.
-
-    Yields:
-        ``(prompts, document)``: ``prompts`` int32 (n, prompt_tokens); ``document`` int32 (n,), the number of the
-        document that each prompt's position 1 comes from.
     """
-    body = prompt_tokens - 1
-    ids = np.empty(0, np.int32)
-    owner = np.empty(0, np.int32)
-    for number, document_ids in documents:
-        ids = np.concatenate([ids, document_ids.astype(np.int32), np.array([eos_id], np.int32)])
-        owner = np.concatenate([owner, np.full(len(document_ids) + 1, number, np.int32)])
-        whole = len(ids) // body
-        if whole:
-            prompts = np.empty((whole, prompt_tokens), np.int32)
-            prompts[:, 0] = bos_id
-            prompts[:, 1:] = ids[: whole * body].reshape(whole, body)
-            yield prompts, owner[: whole * body : body].copy()
-            ids, owner = ids[whole * body :], owner[whole * body :]
+    packer = Packer(prompt_tokens, bos_id, eos_id)
+    for number, ids in documents:
+        packer.add(number, ids)
+        if packer.whole:
+            yield packer.take()
+
+
+def interleave(blocks: Iterable[Packed]) -> tuple[Packed, npt.NDArray[np.int16]]:
+    """Mixes blocks of prompts evenly: any stretch of the result holds about the same shares of each.
+
+    Args:
+        blocks: of the sources, in order.
+
+    Returns:
+        the prompts, and int16 (n,) the number of each one's block.
+    """
+    whole = list(blocks)
+    sizes = [len(block.document) for block in whole]
+    keys = np.concatenate([(np.arange(size) + 0.5) / max(size, 1) for size in sizes])
+    order = np.argsort(keys, kind="stable")
+    prompts, document = (np.concatenate(column)[order] for column in zip(*whole, strict=True))
+    return Packed(prompts, document), np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)[order]

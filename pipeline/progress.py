@@ -10,7 +10,18 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -27,7 +38,10 @@ class Reporter(Protocol):
     """Shows what a stage is doing."""
 
     def track(self, label: str, total: int, unit: str, *, start: int = 0) -> AbstractContextManager[Advance]:
-        """A context in which the value is called to advance from ``start`` towards ``total`` units."""
+        """A context in which the value is called to advance from ``start`` towards ``total`` units.
+
+        The unit ``bytes`` is shown as MB and GB, with the speed.
+        """
         ...
 
     def say(self, message: str) -> None:
@@ -66,10 +80,12 @@ class Plain:
             now = time.monotonic()
             if now - last >= _SECONDS_BETWEEN_LINES:
                 last = now
-                self.say(f"  {label}: {done_units:,} of {total:,} {unit}, {now - began:.0f} s  {note}".rstrip())
+                rest = _time_left(done_units - start, total - done_units, now - began)
+                counted = f"{_amount(done_units, unit)} of {_amount(total, unit)}"
+                self.say(f"  {label}: {counted}, {now - began:.0f} s{rest}  {note}".rstrip())
 
         yield advance
-        self.say(f"  {label}: {done_units:,} {unit} in {time.monotonic() - began:.1f} s")
+        self.say(f"  {label}: {_amount(done_units, unit)} in {time.monotonic() - began:.1f} s")
 
     def say(self, message: str) -> None:
         """See ``Reporter``."""
@@ -85,8 +101,10 @@ class Live:
     @contextmanager
     def track(self, label: str, total: int, unit: str, *, start: int = 0) -> Generator[Advance]:
         """See ``Reporter``."""
+        amount: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), TextColumn(unit))
         columns = (
-            TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+            TextColumn("  {task.description}"), BarColumn(),
+            *((DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else amount),
             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Progress(*columns, console=self._console) as progress:
@@ -100,6 +118,14 @@ class Live:
     def say(self, message: str) -> None:
         """See ``Reporter``."""
         self._console.print(message, highlight=False, markup=False)
+
+
+def _amount(units: int, unit: str) -> str:
+    return decimal(units) if unit == "bytes" else f"{units:,} {unit}"
+
+
+def _time_left(done: int, left: int, seconds: float) -> str:
+    return f", about {seconds / done * left:.0f} s left" if done > 0 and left > 0 else ""
 
 
 def for_stderr() -> Reporter:

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from tokenizers import Tokenizer
 
+from pipeline import language_model
 from pipeline.tokens import TokenTable, tokenizer_of
-from pipeline.workspace import facts
 from storage.artifact import Artifact
 from storage.errors import ConfigError, InputError
 
@@ -155,7 +155,7 @@ def texts_of(activations: Artifact, tokens: Artifact) -> Texts:
     Raises:
         ConfigError: the model of that name has another tokenizer now.
     """
-    name = str(facts(activations)["language_model"])
+    name = language_model.recorded_name(activations)
     tokenizer, identity = tokenizer_of(name)
     found, expected = identity["tokenizer_sha256"], str(tokens.config["tokenizer_sha256"])
     if found != expected:

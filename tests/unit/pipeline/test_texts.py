@@ -5,7 +5,7 @@ import pytest
 
 from pipeline import tokens
 from pipeline.config import Runtime, Source, TokenizeConfig
-from pipeline.corpus import is_held_out_text
+from pipeline.corpus.documents import is_held_out_text
 from pipeline.progress import Quiet
 from pipeline.texts import Texts, texts_of
 from pipeline.workspace import Workspace

@@ -4,8 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import tokens
-from pipeline.config import Runtime, TokenizeConfig, load_preset
+from pipeline import text_encoding, tokenizing, tokens
+from pipeline.config import Runtime, Source, TokenizeConfig, load_preset
+from pipeline.corpus.documents import Document, Place, Row, text_document
+from pipeline.model_files import find_files
 from pipeline.progress import Quiet
 from pipeline.tokens import TokenTable
 from pipeline.workspace import Workspace, facts
@@ -102,7 +104,7 @@ def test_files_split_over_several_arrow_files_read_back_alike(
     tiny_preset: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = TokenTable(made(tiny_preset, workspace)).prompts("train")
-    monkeypatch.setattr(tokens, "PROMPTS_PER_FILE", 700)
+    monkeypatch.setattr(tokenizing, "PROMPTS_PER_ROUND", 700)
     other = Workspace.open(Runtime(root=tmp_path / "other"), Quiet())
     table = TokenTable(made(tiny_preset, other))
     assert sum(name.startswith("train-") for name in table.artifact.manifest.files) == 4
@@ -113,7 +115,7 @@ def test_prompts_come_from_every_file_in_any_order(
     tiny_preset: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ):
     whole = TokenTable(made(tiny_preset, workspace)).prompts("train")
-    monkeypatch.setattr(tokens, "PROMPTS_PER_FILE", 300)
+    monkeypatch.setattr(tokenizing, "PROMPTS_PER_ROUND", 300)
     elsewhere = Workspace.open(Runtime(root=workspace.runtime.root.with_name("small-files")))
     table = TokenTable(made(tiny_preset, elsewhere))
     assert len([name for name in table.artifact.manifest.files if name.startswith("train-")]) == 9
@@ -140,3 +142,62 @@ def test_a_flipped_token_is_an_error_not_another_prompt(tiny_preset: Path, works
     assert table.prompts("held_out").shape == (600 // 16, 16)
     with pytest.raises(CorruptArtifact, match=r"train-00000\.arrow"):
         table.prompts("train", [0])
+
+
+def test_a_tokenizing_killed_after_any_round_goes_on_and_ends_with_the_same_bytes(
+    tiny_preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class KilledError(Exception):
+        pass
+
+    monkeypatch.setattr(tokenizing, "PROMPTS_PER_ROUND", 600)
+    whole = made(tiny_preset, Workspace.open(Runtime(root=tmp_path / "whole"), Quiet()))
+    finish = tokenizing.Tokenizing._finish_round
+    root = tmp_path / "killed"
+    for rounds in range(1, 5):
+
+        def finish_and_die(self: tokenizing.Tokenizing, *rest: object) -> None:
+            finish(self, *rest)  # type: ignore[arg-type]
+            raise KilledError
+
+        monkeypatch.setattr(tokenizing.Tokenizing, "_finish_round", finish_and_die)
+        with pytest.raises(KilledError):
+            made(tiny_preset, Workspace.open(Runtime(root=root), Quiet()))
+        assert len(list(root.glob(".staging/tokenize-*/files/train-*.arrow"))) == rounds
+    monkeypatch.setattr(tokenizing.Tokenizing, "_finish_round", finish)
+    resumed = made(tiny_preset, Workspace.open(Runtime(root=root), Quiet()))
+    assert resumed.manifest_sha256 == whole.manifest_sha256
+
+
+def test_a_long_text_is_encoded_in_pieces_whose_ids_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch):
+    tokenizer = find_files("demo").read_tokenizer()
+    rng = np.random.default_rng(0)
+    words = ["alpha", "beta,", "  gamma", "def f(x):\n    return x", "1234567", "\n\n", "naïve", "日本語"]
+    text = " ".join(words[i] for i in rng.integers(0, len(words), 5000))
+    monkeypatch.setattr(text_encoding, "PIECE_CHARACTERS", 1000)
+    document = text_document("long", text)
+    assert isinstance(document, Document)
+    with text_encoding.TextEncoder(tokenizer, 2) as encoder:
+        (encoded,) = encoder.encode([Row(Place(0, 1), document)], set[int]().__contains__)
+    assert encoded.inexact_cuts == 0
+    assert encoded.ids is not None
+    assert encoded.ids.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_prompts_without_bos_and_eos_hold_nothing_but_text(tiny_preset: Path, workspace: Workspace):
+    table = TokenTable(made(tiny_preset, workspace, bos=False, eos=False))
+    assert (table.prompts("train") > 1).all()
+    assert (TokenTable(made(tiny_preset, workspace, eos=False)).prompts("train")[:, 1:] > 1).all()
+
+
+def test_rows_of_ids_are_cut_as_the_post_cut_them(tiny_preset: Path, tmp_path: Path, workspace: Workspace):
+    rows = np.random.default_rng(0).integers(2, 64, (400, 1024 // 8))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"tokens": row.tolist()}) + "\n" for row in rows))
+    source = Source(name="ids", kind="tokenized", files=(str(path),))
+    table = TokenTable(made(tiny_preset, workspace, sources=(source,), train_tokens=30_000, held_out_tokens=64))
+    expected = rows.reshape(-1, 16).copy()
+    expected[:, 0] = 0
+    found = np.concatenate([table.prompts("train"), table.prompts("held_out")])
+    assert {tuple(row) for row in found.tolist()} <= {tuple(row) for row in expected.tolist()}
+    assert len(table.prompts("train")) == 30_000 // 16
