@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -15,6 +16,8 @@ from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore, Made, Result, Spec, Staging
 from storage.errors import ConfigError
 from storage.fingerprint import Json
+from storage.remote import OnBytes, RemoteStore
+from storage.transfers import Plan, plan_push, push
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,27 @@ class Workspace:
         """Opens a workspace and sets torch's thread count.
 
         Raises:
-            ConfigError: there is no such device.
+            ConfigError: there is no such device, or no remote to publish to.
         """
         runtime = Runtime() if runtime is None else runtime
         _check_device(runtime.device)
+        if runtime.push and not runtime.remote:
+            raise ConfigError("there is nowhere to push to", remedy="set SPARSEMILL_REMOTE to the URL of the remote")
         if runtime.threads is not None:
             torch.set_num_threads(runtime.threads)
         return Workspace(runtime, Quiet() if reporter is None else reporter)
 
     @cached_property
     def store(self) -> ArtifactStore:
-        """The artifact store below ``runtime.root``."""
-        return ArtifactStore(self.runtime.root)
+        """The artifact store below ``runtime.root``, and behind it the team's remote."""
+        remote = RemoteStore(self.runtime.remote) if self.runtime.remote else None
+        return ArtifactStore(self.runtime.root, remote=remote, track=self.track_bytes)
+
+    @contextmanager
+    def track_bytes(self, label: str, total_bytes: int) -> Generator[OnBytes]:
+        """Shows the progress of bytes that move; see ``storage.transfers.Track``."""
+        with self.reporter.track(label, total_bytes, "bytes") as advance:
+            yield lambda n_bytes: advance(n_bytes)
 
     def make(
         self, spec: Spec, produce: Callable[[Staging], Result], *, provenance: Mapping[str, Json] | None = None
@@ -66,7 +78,10 @@ class Workspace:
         *,
         provenance: Mapping[str, Json] | None = None,
     ) -> list[Made]:
-        """As :meth:`make`, for artifacts that one pass can make together; see ``ArtifactStore.make_together``."""
+        """As :meth:`make`, for artifacts that one pass can make together; see ``ArtifactStore.make_together``.
+
+        What the team's remote has counts as found; its files come when something reads them.
+        """
         on_record = self.provenance() if provenance is None else provenance
 
         def produce_and_warn(stagings: Sequence[Staging]) -> Sequence[Result]:
@@ -74,7 +89,21 @@ class Workspace:
                 self.reporter.say(f"  warning: {unit} of the interrupted run is damaged; going on without it")
             return produce(stagings)
 
-        return self.store.make_together(specs, produce_and_warn, on_record, self._say_waiting)
+        made = self.store.make_together(specs, produce_and_warn, on_record, self._say_waiting)
+        for artifact in (one.artifact for one in made):
+            if artifact.origin is not None and self.store.remote is not None:
+                self.reporter.say(f"  {artifact.id} is in {self.store.remote.shown}; files come as they are read")
+            elif self.runtime.push and self.store.remote is not None:
+                self.push(artifact, self.store.remote)
+        return made
+
+    def push(self, artifact: Artifact, remote: RemoteStore) -> Plan:
+        """Pushes an artifact of this store, if it is not there; returns what that was."""
+        plan = plan_push(artifact, remote)
+        if not plan.there:
+            with self.track_bytes(f"push {artifact.id}", plan.bytes) as advance:
+                push(plan, remote, advance)
+        return plan
 
     def _say_waiting(self) -> None:
         self.reporter.say("  another process is making it: waiting for that one")

@@ -7,10 +7,10 @@ own checksums, which its reader checks.)
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 from storage.errors import ArtifactNotFound, CorruptArtifact, repair_remedy
 from storage.fingerprint import Json, sha256_file
@@ -40,19 +40,46 @@ class Problem:
         return f"{self.name}: {self.kind}: {detail}found {self.found}, expected {self.expected}"
 
 
+class Origin(Protocol):
+    """Where an artifact that is not, or not whole, on this machine comes from."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether large files are read where they are, in parts, instead of being fetched."""
+        ...
+
+    def fetch(self, artifact: "Artifact", names: Sequence[str]) -> None:
+        """Puts those of the artifact's files that are missing into its folder, checked against its manifest."""
+        ...
+
+    def read_range(self, artifact: "Artifact", name: str, start: int, n_bytes: int) -> bytes:
+        """A part of a file, unchecked."""
+        ...
+
+    def verify(self, artifact: "Artifact", on_progress: Callable[[int, int], None] | None) -> list[Problem]:
+        """Compares every file, where it is, with the manifest; told (bytes done, bytes in all)."""
+        ...
+
+    def find(self, artifact_id: str, manifest_sha256: str | None = None) -> "Artifact | None":
+        """An artifact of the same place; of this manifest, where it is given."""
+        ...
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A committed artifact.
 
     Attributes:
-        folder: where its files are.
+        folder: where its files are, or go when they are fetched.
         manifest: what they are.
         manifest_sha256: of ``manifest.json``.
+        origin: where files come from when they are asked for; None where all are here.
     """
 
     folder: Path
     manifest: Manifest
     manifest_sha256: str
+    origin: Origin | None = field(default=None, compare=False)
 
     @property
     def id(self) -> str:
@@ -94,13 +121,20 @@ class Artifact:
         Raises:
             ArtifactNotFound: the manifest names no such file.
             CorruptArtifact: the file is missing or has another size.
+            RemoteError: it is elsewhere, and could not be fetched.
         """
         record = self._record(name)
+        self.fetch([name])
         path = self.folder / name
         problem = size_problem(name, path, record)
         if problem is not None:
             raise self._corrupt(problem)
         return path
+
+    def fetch(self, names: Sequence[str] | None = None) -> None:
+        """Sees to it that files are here, all of them by default; at no cost where the artifact is."""
+        if self.origin is not None:
+            self.origin.fetch(self, list(self.manifest.files) if names is None else names)
 
     def checked_file(self, name: str) -> Path:
         """As :meth:`file`, having compared the contents' sha256 with the manifest's; reads the file once."""

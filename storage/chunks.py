@@ -140,11 +140,15 @@ class ChunkFiles:
         found = self._read(place, shard, inner, out)
         if name == "checksum":
             return
-        window, row = divmod(chunk, self._table_rows)
-        expected = int(self._table(window)[row, place.column])
+        expected = self.expected(name, chunk)
         if found != expected:
             what = f"chunk {inner} is not the one that was written there"
             raise self.corrupt(place.array, shard, what, f"{found:08x}", f"{expected:08x}")
+
+    def expected(self, name: str, chunk: int) -> int:
+        """The crc32c of the chunk that belongs at a place."""
+        window, row = divmod(chunk, self._table_rows)
+        return int(self._table(window)[row, self._places[name].column])
 
     def read(self, name: str, chunk: int) -> npt.NDArray[np.generic]:
         """One chunk as a new array; see :meth:`read_into`."""

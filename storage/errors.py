@@ -101,9 +101,32 @@ class RepairRefused(SparsemillError):
 
 
 class RemoteError(SparsemillError):
-    """A remote that does not answer, does not have a file, or has other bytes under its name."""
+    """A remote that does not answer, does not have a file, or has other bytes under its name.
+
+    Attributes:
+        transient: whether the same may well succeed later: the network, or the server, had trouble.
+    """
 
     kind = "remote"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | PathLike[str] | None = None,
+        found: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+        transient: bool = False,
+    ):
+        super().__init__(what, where=where, found=found, expected=expected, remedy=remedy)
+        self.transient = transient
+
+
+class RemoteConflict(RemoteError):
+    """A remote that has other bytes under an artifact's id: two machines answered one question differently."""
+
+    kind = "remote-conflict"
 
 
 class NotAStore(SparsemillError):

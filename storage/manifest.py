@@ -61,7 +61,7 @@ class Spec:
         if _STAGE.fullmatch(self.stage) is None:
             raise ConfigError("a stage's name is a lower-case word", found=repr(self.stage))
         for role, parent in self.parents.items():
-            if not is_id(parent.id) or _SHA256.fullmatch(parent.manifest_sha256) is None:
+            if not is_id(parent.id) or not is_sha256(parent.manifest_sha256):
                 raise ConfigError("a parent is an artifact id and a sha256", where=f"parents.{role}", found=parent)
 
     @property
@@ -178,6 +178,11 @@ class Manifest:
 def is_id(text: str) -> bool:
     """Whether a text has the form of an artifact id."""
     return _ID.fullmatch(text) is not None
+
+
+def is_sha256(text: str) -> bool:
+    """Whether a text is a sha256 in hexadecimal."""
+    return _SHA256.fullmatch(text) is not None
 
 
 def stage_of(artifact_id: str) -> str:

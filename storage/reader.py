@@ -23,6 +23,7 @@ from storage.lookup import RowLookup
 from storage.manifest import FORMAT_VERSION, FileRecord
 from storage.order import BatchOrder, ReadState
 from storage.prefetch import Prefetched
+from storage.remote_chunks import RemoteChunks
 from storage.shards import GROUP_NAME, Layout
 from storage.zarr_files import METADATA_NAME
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     import dask.array as da
 
 __all__ = ["Batch", "BatchOrder", "ReadState", "ShardReader"]
+
+_REMOTE_THREADS = 4  # each has the requests of one task of a pool under way
+_AHEAD_BATCHES = 4  # asked for, of a remote, beyond the one that is read in order
 
 
 class ShardReader:
@@ -41,6 +45,7 @@ class ShardReader:
         group: folder of the Zarr group within it.
         records: the files of the artifact by name, from its manifest, to check the small files against.
         threads: that read chunks.
+        lent: the artifact itself, where its chunks are read from a remote; its metadata files are in ``folder``.
 
     Raises:
         CorruptArtifact: metadata is damaged, or a shard is missing or one too many.
@@ -55,6 +60,7 @@ class ShardReader:
         group: str = GROUP_NAME,
         records: Mapping[str, FileRecord] | None = None,
         threads: int = 2,
+        lent: Artifact | None = None,
     ):
         self.folder = folder
         self.artifact_id = artifact_id
@@ -62,8 +68,8 @@ class ShardReader:
         self.threads = threads
         self._records = records
         self.layout = self._read_layout()
-        own = None if records is None else {n.removeprefix(f"{group}/"): r for n, r in records.items()}
-        self._files = ChunkFiles(folder / group, self.layout.arrays(), artifact_id, own)
+        self._lent = lent
+        self._files = self._chunks()
         self._shuffled = ShuffledBatches(
             self._files,
             n_chunks=self.layout.n_chunks,
@@ -78,10 +84,21 @@ class ShardReader:
 
     @classmethod
     def of(cls, artifact: Artifact, *, group: str = GROUP_NAME, threads: int = 2) -> "ShardReader":
-        """A reader of a committed artifact, checked against its manifest."""
-        return cls(artifact.folder, artifact.id, group=group, records=artifact.manifest.files, threads=threads)
+        """A reader of a committed artifact, checked against its manifest; of one in a remote, read where it is.
+
+        Of a remote that does not stream, all shards are fetched first.
+        """
+        names, streams = [name for name in artifact.manifest.files if name.startswith(f"{group}/")], False
+        if artifact.origin is not None:
+            streams = artifact.origin.streams
+            artifact.fetch([name for name in names if not streams or name.endswith(f"/{METADATA_NAME}")])
+        records, threads = artifact.manifest.files, max(threads, _REMOTE_THREADS) if streams else threads
+        lent = artifact if streams else None
+        return cls(artifact.folder, artifact.id, group=group, records=records, threads=threads, lent=lent)
 
     def __reduce__(self) -> tuple[object, ...]:
+        if self._lent is not None:
+            return (_reopen_lent, (self._lent, self.group, self.threads))
         return (_reopen, (self.folder, self.artifact_id, self.group, self._records, self.threads))
 
     @property
@@ -164,6 +181,7 @@ class ShardReader:
         def generate() -> Generator[Batch]:
             for number in range(start, -(-self.n_rows // batch_rows)):
                 first = number * batch_rows
+                self._expect_rows(first, first + _AHEAD_BATCHES * batch_rows)
                 batch = self.read(first, min(first + batch_rows, self.n_rows))
                 yield Batch(batch.rows, batch.prompt, batch.position, ReadState(0, number + 1))
 
@@ -174,6 +192,12 @@ class ShardReader:
         if not 0 <= start <= stop <= self.n_rows:
             raise InputError("rows outside the store", found=f"{start}:{stop}", expected=f"within 0:{self.n_rows}")
         return self.rows_of(np.arange(start, stop))
+
+    def _expect_rows(self, start: int, stop: int) -> None:
+        """Has a remote begin to send rows; a disk that is read in order looks ahead by itself."""
+        if isinstance(self._files, RemoteChunks):
+            chunks = range(start // self.layout.chunk_rows, -(-min(stop, self.n_rows) // self.layout.chunk_rows))
+            self._files.expect(chunks, ["activations"])
 
     def rows_of(self, indices: npt.NDArray[np.integer]) -> Batch:
         """Rows by their index in the store.
@@ -189,6 +213,8 @@ class ShardReader:
         columns = empty_columns(self._files, names, len(indices))
         by_chunk = np.argsort(indices // self.layout.chunk_rows, kind="stable")
         chunks, starts = np.unique(indices[by_chunk] // self.layout.chunk_rows, return_index=True)
+        if isinstance(self._files, RemoteChunks):
+            self._files.expect(chunks.tolist(), names)
         for chunk, wanted in zip(chunks.tolist(), np.split(by_chunk, starts[1:]), strict=False):
             rows = indices[wanted] % self.layout.chunk_rows
             for name in names:
@@ -231,6 +257,13 @@ class ShardReader:
         name = f"{self.artifact_id}-{self.group}-{blocks[0]}"
         # Dask declares "chunks" as a string, for its default "auto".
         return da.from_array(_RowsView(self), blocks, name=name, asarray=False)  # pyright: ignore[reportArgumentType]
+
+    def _chunks(self) -> ChunkFiles | RemoteChunks:
+        if self._lent is not None and self._lent.origin is not None:
+            return RemoteChunks(self._lent, self._lent.origin, self.layout, self.group)
+        records = self._records
+        own = None if records is None else {name.removeprefix(f"{self.group}/"): r for name, r in records.items()}
+        return ChunkFiles(self.folder / self.group, self.layout.arrays(), self.artifact_id, own)
 
     def _read_layout(self) -> Layout:
         value = self._read_metadata(METADATA_NAME)
@@ -286,6 +319,10 @@ class _RowsView:
         rows, columns = key
         start, stop, step = rows.indices(self.shape[0])
         return self._reader.read(start, max(start, stop)).rows[::step, columns]
+
+
+def _reopen_lent(lent: Artifact, group: str, threads: int) -> ShardReader:
+    return ShardReader.of(lent, group=group, threads=threads)
 
 
 def _reopen(

@@ -1,24 +1,32 @@
 """``sparsemill artifacts``: what is in the artifact store."""
 
 import json
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from pipeline.cli.options import AsJson, Home, print_table, workspace_at
+from pipeline.cli.sharing import list_remote
 from storage.artifact import Artifact
+from storage.errors import ArtifactNotFound, CorruptArtifact
+from storage.housekeeping import plan_pruning, usage
+from storage.housekeeping import prune as remove_unneeded
 
-artifacts = App(name="artifacts", help="Look at what is in the artifact store.")
+artifacts = App(name="artifacts", help="Look at what is in the artifact store, name it, and keep it tidy.")
 
 
 @artifacts.command(name="ls")
-def list_artifacts(stage: str | None = None, *, home: Home = None, as_json: AsJson = False) -> None:
-    """List artifacts, newest first.
+def list_artifacts(where: str | None = None, *, home: Home = None, as_json: AsJson = False) -> None:
+    """List artifacts, newest first; or what a remote has.
 
     Args:
-        stage: only those of one stage: tokenize, harvest, train, analyze or report.
+        where: only those of one stage: tokenize, harvest, train, analyze or report; or the URL of a remote.
     """
-    found = workspace_at(None, home).store.list(stage)
+    if where is not None and "/" in where:
+        list_remote(where, as_json=as_json)
+        return
+    found = workspace_at(None, home).store.list(where)
     if as_json:
         print(json.dumps([_described(artifact) for artifact in found], indent=2))
         return
@@ -64,11 +72,60 @@ def lineage(reference: str, *, home: Home = None) -> None:
     store = workspace_at(None, home).store
 
     def walk(artifact: Artifact, role: str, depth: int) -> None:
-        print(f"{'  ' * depth}{role}{artifact.id}")
-        for parent_role in artifact.parents:
-            walk(store.parent(artifact, parent_role), f"{parent_role}: ", depth + 1)
+        print(f"{'  ' * depth}{role}{artifact.id}{'' if artifact.origin is None else ' (in the remote)'}")
+        for parent_role, wanted in artifact.parents.items():
+            try:
+                walk(store.parent(artifact, parent_role), f"{parent_role}: ", depth + 1)
+            except (ArtifactNotFound, CorruptArtifact) as error:
+                what = "not here" if isinstance(error, ArtifactNotFound) else "another one is here"
+                print(f"{'  ' * (depth + 1)}{parent_role}: {wanted.id} ({what})")
 
     walk(store.resolve(reference), "", 0)
+
+
+@artifacts.command
+def du(*, home: Home = None, as_json: AsJson = False) -> None:
+    """Tell what artifacts take of the disk, stage by stage, and what is unfinished or kept of remotes.
+
+    'size' counts every file; 'on disk' counts one that several artifacts share (windows of a longer harvest) once.
+    """
+    found = usage(workspace_at(None, home).store)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=2))
+        return
+    rows = [[one.name, f"{one.count:,}", _size(one.apparent_bytes), _size(one.disk_bytes)] for one in found]
+    total = ["all", "", _size(sum(one.apparent_bytes for one in found)), _size(sum(one.disk_bytes for one in found))]
+    print_table(["stage", "artifacts", "size", "on disk"], [*rows, total])
+
+
+@artifacts.command
+def prune(
+    *,
+    older_than: Annotated[float, Parameter(help="days; what is younger is needed, with all it was made from")] = 30,
+    yes: Annotated[bool, Parameter(negative=(), help="remove it; without, only list it")] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what nothing needs any more, and with --yes remove it.
+
+    Needed is what has a tag ('sparsemill artifacts tag'), what is younger than --older-than, what is being made, and
+    all that these were made from. Unfinished work counts as stale once it is older, and nobody works on it.
+    """
+    store = workspace_at(None, home).store
+    found = (
+        remove_unneeded(store, older_than_days=older_than) if yes else plan_pruning(store, older_than_days=older_than)
+    )
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=2, default=str))
+        return
+    rows = [
+        [str(one.path.relative_to(store.root)), "artifact" if one.committed else "stale", _size(one.disk_bytes),
+         _days(one.age_days)]
+        for one in found
+    ]  # fmt: skip
+    print_table(["removed" if yes else "would be removed", "what", "frees", "age"], rows)
+    freed = _size(sum(one.disk_bytes for one in found))
+    print(f"{freed} freed" if yes else f"{freed} would be free; 'sparsemill artifacts prune --yes' removes them")
 
 
 def _described(artifact: Artifact) -> dict[str, Any]:
@@ -85,3 +142,7 @@ def _described(artifact: Artifact) -> dict[str, Any]:
 
 def _size(n_bytes: int) -> str:
     return f"{n_bytes / 2**20:,.1f} MiB"
+
+
+def _days(age: float) -> str:
+    return f"{age:,.1f} days"

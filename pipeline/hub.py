@@ -1,0 +1,119 @@
+"""Autoencoders and reports -> a repository of the Hugging Face Hub, in one commit.
+
+Files lie where the URL says (the repository's root by default) under their own names, with ``manifest.json``, which
+tells what each must be and what it was made from, and a model card where there is none. A commit of the Hub is atomic
+and leaves out what it has already, so pushing again moves nothing; large files go as LFS. Only artifacts without other
+people's text are taken: activations and tokens are for object stores. The token is the one that huggingface_hub
+finds: HF_TOKEN, or what 'hf auth login' kept.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from pipeline.training import AUTOENCODER_STAGES
+from storage.artifact import Artifact
+from storage.errors import ConfigError, InputError, RemoteError
+from storage.manifest import MANIFEST_NAME
+
+PREFIX = "hf://"
+CARD_NAME = "README.md"
+_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+?))?(?:/(?P<path>[\w./ -]+))?/?")
+
+
+@dataclass(frozen=True)
+class Address:
+    """A place in the Hub.
+
+    Attributes:
+        repository: ``owner/name``.
+        path: folder within it, or "".
+    """
+
+    repository: str
+    path: str
+
+    @staticmethod
+    def parse(url: str) -> "Address":
+        """Reads ``hf://owner/name[/folder]``.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        match = _ADDRESS.fullmatch(url)
+        parts = (match["path"] or "").split("/") if match else []
+        if match is None or match["revision"] or any(part in ("..", ".") for part in parts):
+            raise ConfigError("not a place in the Hub", found=url, expected="hf://owner/name or hf://owner/name/folder")
+        return Address(match["repository"], match["path"] or "")
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.repository}" + (f"/{self.path}" if self.path else "")
+
+
+def push_to_hub(artifact: Artifact, address: Address, *, dry_run: bool = False) -> tuple[int, int]:
+    """Pushes an autoencoder or a report.
+
+    Args:
+        artifact: of a stage in ``training.AUTOENCODER_STAGES``, or a report.
+        address: where to; the repository is made, private, where it is missing.
+        dry_run: whether only to say what would be sent.
+
+    Returns:
+        Files and bytes handed to the Hub, which leaves out those that it has.
+
+    Raises:
+        InputError: an artifact of another stage.
+        CorruptArtifact: a file is not as it was committed; nothing was sent.
+        RemoteError: the Hub did not take it.
+    """
+    if artifact.stage not in (*AUTOENCODER_STAGES, "report"):
+        raise InputError(
+            "only autoencoders and reports are pushed to the Hub", found=artifact.id,
+            remedy="push it to an object store: s3://, gs://, az:// or file://",
+        )  # fmt: skip
+    paths = {name: artifact.checked_file(name) for name in artifact.manifest.files}
+    total = artifact.manifest.total_bytes
+    if dry_run:
+        return len(paths), total
+    folder = f"{address.path}/" if address.path else ""
+    operations = [CommitOperationAdd(f"{folder}{name}", path) for name, path in paths.items()]
+    operations.append(CommitOperationAdd(f"{folder}{MANIFEST_NAME}", artifact.manifest.to_bytes()))
+    api = HfApi()
+    try:
+        api.create_repo(address.repository, private=True, exist_ok=True)
+        if not api.file_exists(address.repository, f"{folder}{CARD_NAME}"):
+            operations.append(CommitOperationAdd(f"{folder}{CARD_NAME}", model_card(artifact).encode()))
+        api.create_commit(address.repository, operations, commit_message=f"Push {artifact.id}")
+    except (HfHubHTTPError, OSError) as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        raise RemoteError(
+            "the Hub did not take it",
+            where=str(address),
+            found=type(error).__name__ + (f" {status}" if status else ""),
+            transient=status is None or status >= 500 or status == 429,
+            remedy="'hf auth login', or HF_TOKEN with the right to write" if status in (401, 403) else None,
+        ) from None  # fmt: skip  (its message quotes addresses)
+    return len(operations), total
+
+
+def model_card(artifact: Artifact) -> str:
+    """A README.md for a repository: what the artifact is, from its manifest alone."""
+    numbers: Mapping[str, object] = {name: value for name, value in artifact.stats.items() if _is_short(value)}
+    rows = "".join(f"| {name} | {value} |\n" for name, value in numbers.items())
+    kind = "report on a sparse autoencoder" if artifact.stage == "report" else "sparse autoencoder"
+    config = json.dumps(artifact.config, indent=2, sort_keys=True)
+    made_from = "".join(f"- {role}: `{parent.id}`\n" for role, parent in artifact.parents.items())
+    return (
+        "---\ntags:\n- sparse-autoencoder\n- sparsemill\n---\n"
+        f"# {artifact.id}\n\nA {kind}, made by [sparsemill](https://pypi.org/project/sparsemill). "
+        f"`{MANIFEST_NAME}` has the size and sha256 of every file.\n\n"
+        f"| figure | value |\n| --- | --- |\n{rows}\nMade from\n\n{made_from}\nwith\n\n```json\n{config}\n```\n"
+    )
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, str | int | float | bool)
