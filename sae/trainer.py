@@ -11,6 +11,7 @@ crossover timed on the spot was rejected: two runs of one configuration would th
 
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Literal, Self
 
 import torch
@@ -36,6 +37,9 @@ DENSE_ABOVE_SHARE = 0.2
 Measured 0.25 (512 -> 4096) and 0.3 (512 -> 2048) where float32 products reach 90 GFLOP/s a core, less where they are
 faster.
 """
+
+CUDA_DENSE_ABOVE_SHARE = 0.05
+"""The same on a CUDA device, whose dense step gathers nothing: reckoned from traffic (docs/training-cuda.md)."""
 
 START_ROWS = 1024
 """Rows of the starting sample whose L0 chooses the first step's engine."""
@@ -224,23 +228,32 @@ class Trainer:
 
     def _engine_name(self) -> Literal["dense", "sparse"]:
         device = self._state.mean.device.type
-        if self.config.engine == "sparse" and device != "cpu":
-            raise InvalidTensor("device of the sparse engine", found=device, expected="cpu")
+        if self.config.engine == "sparse" and device not in ("cpu", "cuda"):
+            raise InvalidTensor("device of the sparse engine", found=device, expected="cpu or cuda")
         if self.config.engine != "auto":
             return self.config.engine
-        if device != "cpu":
+        if device not in ("cpu", "cuda") or (device == "cuda" and find_spec("triton") is None):
             return "dense"
-        limit = self.config.dense_above_l0 or DENSE_ABOVE_SHARE * self.config.d_sae
+        share = DENSE_ABOVE_SHARE if device == "cpu" else CUDA_DENSE_ABOVE_SHARE
+        limit = self.config.dense_above_l0 or share * self.config.d_sae
         return "dense" if self._state.last_l0 > limit else "sparse"
 
     def _engine(self, name: Literal["dense", "sparse"]) -> Engine:
         if name == "dense":
             return self._dense
         if self._sparse is None:
-            from .kernels.sparse_cpu import SparseEngine  # its compiler takes a second to import
-
-            self._sparse = self._shared(SparseEngine(threads=self._threads))
+            self._sparse = self._shared(self._new_sparse())
         return self._sparse
+
+    def _new_sparse(self) -> Engine:
+        """The device's own; compilers take a second to import."""
+        if self._state.mean.device.type == "cuda":
+            from .kernels.triton_sparse import TritonEngine
+
+            return TritonEngine()
+        from .kernels.sparse_cpu import SparseEngine
+
+        return SparseEngine(threads=self._threads)
 
     def _shared(self, engine: Engine) -> Engine:
         return engine if self._collective.world == 1 else SharedEngine(engine, self._collective)

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # asked when triton is first imported, which torch may do
 
 TINY = {"n_layers": 1, "d_model": 16, "d_mlp": 24, "d_head": 8, "n_heads": 2, "n_ctx": 16, "d_vocab": 64}
 

@@ -49,11 +49,16 @@ class Case(NamedTuple):
     objective: Objective
 
 
+COUNTS = st.one_of(st.integers(1, 40), st.sampled_from([ROW_BLOCK - 1, ROW_BLOCK, ROW_BLOCK + 1]))
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(
+    draw: st.DrawFn, counts: st.SearchStrategy[int] = COUNTS, most_in: int = 48, most_features: int = 140
+) -> Case:
     kind = draw(st.sampled_from(KINDS))
-    count = draw(st.one_of(st.integers(1, 40), st.sampled_from([ROW_BLOCK - 1, ROW_BLOCK, ROW_BLOCK + 1])))
-    d_in, d_sae = draw(st.integers(1, 48)), draw(st.integers(1, 140))
+    count = draw(counts)
+    d_in, d_sae = draw(st.integers(1, most_in)), draw(st.integers(1, most_features))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
 
     def normal(*shape: int) -> Tensor:
