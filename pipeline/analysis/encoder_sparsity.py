@@ -20,7 +20,7 @@ from pydantic import Field
 
 from pipeline.analysis import figures, statistics
 from pipeline.analysis.context import Context, Floats, Need
-from pipeline.analysis.display import percent, show
+from pipeline.analysis.display import percent
 from pipeline.analysis.neuron_sparsity import DENSE, NO_LABEL, label_features, neuron_shares
 from pipeline.analysis.neuron_sparsity import OPTIONS as SPARSITY_OPTIONS
 from pipeline.analysis.registry import AnalysisOptions, NumberLabel
@@ -42,6 +42,7 @@ NUMBERS = (
     NumberLabel("encoder_sparse", "Neuron-sparse encoders of this one", "fraction"),
     NumberLabel("encoder_sparse_free", "… most that cost nothing", "fraction"),
     NumberLabel("encoder_sparse_free_at", "… at", "text"),
+    NumberLabel("encoder_sparse_free_rare_fraction", "… ultra-low features there", "fraction"),
     NumberLabel("encoder_sparse_most", "… most of the sweep", "fraction"),
     NumberLabel("encoder_sparse_most_at", "… at", "text"),
     NumberLabel("encoder_sparse_most_loss_recovered", "… loss recovered there", "fraction"),
@@ -99,6 +100,7 @@ def run(context: Context, options: OPTIONS) -> AnalysisResult:
         "encoder_sparse": first.encoder_sparse_fraction,
         "encoder_sparse_free": free.encoder_sparse_fraction,
         "encoder_sparse_free_at": _named(free),
+        "encoder_sparse_free_rare_fraction": free.ultra_low_fraction,
         "encoder_sparse_most": most.encoder_sparse_fraction,
         "encoder_sparse_most_at": _named(most),
         "encoder_sparse_most_loss_recovered": most.loss_recovered,
@@ -199,6 +201,7 @@ def _reading(numbers: dict[str, Number], options: OPTIONS) -> str:
         f"{percent(numbers['rare_fraction_least_loss_recovered'])} of the loss (this one "
         f"{percent(numbers['loss_recovered'])}). Neuron-sparse encoders are {percent(numbers['encoder_sparse'])} of "
         "the frequent ones, and at most "
-        f"{percent(numbers['encoder_sparse_free'])} (at {numbers['encoder_sparse_free_at']}) where no more than "
-        f"{show(100 * options.tolerated_loss)} points of loss recovered are lost."
+        f"{percent(numbers['encoder_sparse_free'])} (at {numbers['encoder_sparse_free_at']}, where "
+        f"{percent(numbers['encoder_sparse_free_rare_fraction'])} are ultra-low) among the runs that recover at most "
+        f"{percent(options.tolerated_loss)} less of the loss and fire at most {percent(options.tolerated_l0)} more."
     )

@@ -41,6 +41,7 @@ def test_the_sweep_answers_both_questions(sweep: Context) -> None:
     assert numbers["encoder_sparse"] == pytest.approx(1 / 12)
     assert (numbers["encoder_sparse_most"], numbers["encoder_sparse_most_at"]) == (9 / 18, "encoder_l1 0.001")
     assert (numbers["encoder_sparse_free"], numbers["encoder_sparse_free_at"]) == (2 / 12, "encoder_l2 0.0001")
+    assert numbers["encoder_sparse_free_rare_fraction"] == pytest.approx(8 / N)
 
 
 @pytest.mark.parametrize(
