@@ -70,3 +70,43 @@ class ReportInputs:
     summary: str = ""
     command: str = ""
     version: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One of several autoencoders side by side.
+
+    Attributes:
+        letter: what the page calls it.
+        artifact_id: the autoencoder's artifact.
+        report_id: the report on it alone, which lies beside the comparison in the artifact store.
+        facts: what was run, as text by name, in order.
+        settings: of its training, as text by name.
+        headline: its numbers beside the post's.
+        sections: its analyses, in order.
+    """
+
+    letter: str
+    artifact_id: str
+    report_id: str
+    facts: Mapping[str, str]
+    settings: Mapping[str, str]
+    headline: Sequence[HeadlineRow]
+    sections: Sequence[Section]
+
+
+@dataclass(frozen=True)
+class ComparisonInputs:
+    """Everything a comparison shows.
+
+    Attributes:
+        columns: the autoencoders, in order.
+        matches: which features of the first the others have too, where that was asked.
+        command: the command line that makes it again.
+        version: of this package.
+    """
+
+    columns: Sequence[Column]
+    matches: Section | None = None
+    command: str = ""
+    version: str = ""

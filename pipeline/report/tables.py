@@ -43,7 +43,7 @@ class Cell:
         text: what it shows; for a passage, what comes before the token.
         token: the token of a passage.
         after: what follows the token.
-        kind: ``number``, ``text`` or ``passage``.
+        kind: ``number``, ``text``, ``feature`` or ``passage``.
     """
 
     text: str
@@ -76,6 +76,11 @@ class TableView:
     file: str
     passages: bool = False
     place: Place = "page"
+
+    @property
+    def open(self) -> bool:
+        """Whether the page shows it unasked: texts of the corpus, and what is short enough."""
+        return self.place == "page" and (self.passages or self.n_rows <= PREVIEW_ROWS)
 
 
 def view(section: str, name: str, table: pa.Table, place: Place = "page") -> TableView:
@@ -110,14 +115,15 @@ def to_parquet(table: pa.Table) -> bytes:
     """Parquet, with every value as it is."""
     sink = io.BytesIO()
     few = [field.name for field in table.schema if not _holds_floats(field.type)]  # floats seldom repeat
-    pq.write_table(table, sink, compression="zstd", compression_level=9, use_dictionary=few)
+    pq.write_table(table, sink, compression="zstd", compression_level=9, use_dictionary=few)  # pyright: ignore[reportArgumentType] - its stub knows flags alone
     return sink.getvalue()
 
 
 def columns(table: pa.Table) -> list[dict[str, object]]:
     """A table for a page to sort and search: name, heading, kind and values of each column; lists are left out.
 
-    Kinds are ``feature``, ``place`` (a prompt, a position), ``integer``, ``number``, ``flag`` and ``text``. Numbers keep five significant digits.
+    Kinds are ``feature``, ``place`` (a prompt, a position), ``integer``, ``number``, ``flag`` and ``text``; numbers
+    keep five significant digits.
     """
     kept = [field for field in table.schema if not pa.types.is_list(field.type)]
     return [
@@ -142,7 +148,7 @@ def to_csv(table: pa.Table) -> bytes:
 
 
 def rounded(column: pa.ChunkedArray | pa.Array, digits: int) -> pa.Array:
-    """A column with its floats to so many significant digits, large ones to whole numbers, and null where not finite."""
+    """A column with its floats to so many significant digits, large ones whole, and null where not finite."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not pa.types.is_floating(whole.type):
         return whole
@@ -160,6 +166,11 @@ def humanise(name: str) -> str:
 
 def _harmless(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def visible(text: str) -> str:
+    """Text with the white space marked that a reader would not see; pages do the same."""
+    return text.replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍")
 
 
 def _holds_floats(kind: pa.DataType) -> bool:
@@ -180,7 +191,9 @@ def _cell(column: str, value: Number) -> Cell:
     if isinstance(value, bool):
         return Cell("yes" if value else "no")
     if isinstance(value, str):
-        return Cell(value, kind="text")
+        return Cell(visible(value), kind="text")
+    if column in FEATURE_COLUMNS and value is not None:
+        return Cell(str(value), kind="feature")
     if isinstance(value, int):
-        return Cell(str(value) if column in {*FEATURE_COLUMNS, *_PLACES} else f"{value:,}")
+        return Cell(str(value) if column in _PLACES else f"{value:,}")
     return Cell(show(value, digits=4))

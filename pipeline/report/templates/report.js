@@ -1,50 +1,28 @@
-// Draws the figures as they come near the screen, in the colours the reader prefers, and marks the section in view.
+// The front page, and the comparison: draws figures as they come near the screen, makes tables sortable where a reader
+// asks for it, and marks the section in view.
 "use strict";
 
-window.sparsemill = {
-  figures: {},
-  themes: {},
-  darkOf: {},
-  add(section, figures) {
-    this.figures[section] = figures;
-  },
-};
-
 document.addEventListener("DOMContentLoaded", () => {
-  const { figures, themes, darkOf } = window.sparsemill;
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const narrow = window.matchMedia("(max-width: 44rem)");
-  const touch = window.matchMedia("(pointer: coarse)");
+  const { sparsemill } = window;
   const frames = [...document.querySelectorAll("figure[data-figure]")];
   const drawn = new Set();
+  sparsemill.explorer = document.body.dataset.explorer;
 
-  // A copy of a stored figure, each light colour replaced by its dark partner where the page is dark.
-  function copy(value) {
-    if (typeof value === "string") return dark.matches && Object.hasOwn(darkOf, value) ? darkOf[value] : value;
-    if (Array.isArray(value)) return value.map(copy);
-    if (value !== null && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, copy(item)]));
-    }
-    return value;
-  }
-
-  function draw(frame) {
+  async function draw(frame) {
     const { section, figure: name } = frame.dataset;
-    const stored = figures[section] && figures[section][name];
+    const stored = sparsemill.figures[section]?.[name];
     if (!stored) return;
-    const { data, layout } = copy(stored);
-    layout.template = themes[dark.matches ? "dark" : "light"];
-    layout.autosize = true;
-    if (touch.matches && !layout.scene) layout.dragmode = false; // a finger scrolls the page
-    if (narrow.matches) layout.margin = { l: 48, r: 8, t: 40, b: 48, ...layout.margin };
-    window.Plotly.react(frame.querySelector(".plot"), data, layout, {
-      responsive: true,
-      displaylogo: false,
-      displayModeBar: touch.matches ? false : "hover",
-      modeBarButtons: [layout.scene ? ["toImage", "resetCameraDefault3d"] : ["toImage", "zoom2d", "pan2d", "resetScale2d"]],
-      toImageButtonOptions: { format: "svg", filename: `${section}-${name}` },
-    });
+    const plot = frame.querySelector(".plot");
+    const first = !drawn.has(frame);
     drawn.add(frame);
+    await sparsemill.draw(plot, stored, `${section}-${name}`);
+    if (first && sparsemill.explorer) {
+      plot.on("plotly_click", ({ points: [point] }) => {
+        if (point.data.hovertemplate?.startsWith("feature %{customdata")) {
+          window.location.assign(`${sparsemill.explorer}#/feature/${[point.customdata].flat()[0]}`);
+        }
+      });
+    }
   }
 
   const nearby = new IntersectionObserver(
@@ -60,9 +38,45 @@ document.addEventListener("DOMContentLoaded", () => {
   );
   frames.forEach((frame) => nearby.observe(frame));
   const redraw = () => drawn.forEach(draw);
-  dark.addEventListener("change", redraw);
-  narrow.addEventListener("change", redraw);
+  sparsemill.dark.addEventListener("change", redraw);
+  sparsemill.narrow.addEventListener("change", redraw);
   window.addEventListener("beforeprint", () => frames.filter((frame) => !drawn.has(frame)).forEach(draw));
+
+  // The columns before, token and after as one.
+  function withPassages(columns) {
+    const parts = ["before", "token", "after"].map((name) => columns.find((column) => column.name === name));
+    if (!parts.every(Boolean)) return columns;
+    const values = parts[1].values.map((_, row) => JSON.stringify(parts.map((part) => part.values[row] ?? "")));
+    const text = { name: "text", label: "text", kind: "passage", values };
+    return [...columns.filter((column) => !parts.includes(column)), text];
+  }
+
+  async function makeSortable(place) {
+    const asked = place.querySelector(".sort");
+    asked.firstElementChild.disabled = true;
+    const [columns] = await Promise.all([
+      sparsemill.data(place.dataset.table),
+      sparsemill.script("assets/tabulator.min.js"),
+    ]);
+    const shown = withPassages(columns);
+    const search = sparsemill.element("input", [], { type: "search", placeholder: "search", "aria-label": "Search" });
+    const inside = sparsemill.element("div", []);
+    place.querySelector(".scroll").replaceWith(search, inside);
+    const table = sparsemill.table(inside, shown, shown[0].values.length > 15 ? { height: 480 } : {});
+    const count = place.querySelector(".count");
+    table.on("dataFiltered", (_, rows) => {
+      count.textContent = `${rows.length.toLocaleString("en-US")} of ${shown[0].values.length.toLocaleString("en-US")} rows`;
+    });
+    search.addEventListener("input", () => {
+      const wanted = search.value.toLowerCase();
+      table.setFilter((row) => Object.values(row).some((value) => String(value).toLowerCase().includes(wanted)));
+    });
+    asked.remove();
+    search.focus();
+  }
+  for (const place of document.querySelectorAll(".table[data-table]")) {
+    place.querySelector(".sort button").addEventListener("click", () => makeSortable(place));
+  }
 
   const links = new Map([...document.querySelectorAll("nav li a")].map((link) => [link.hash.slice(1), link]));
   const current = new IntersectionObserver(

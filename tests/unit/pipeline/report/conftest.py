@@ -40,9 +40,7 @@ def make_inputs() -> ReportInputs:
         facts={HOSTILE: HOSTILE, "site": "blocks.0.mlp.hook_post"},
         lineage=[LineageStep("tokenize", "tokenize-0123456789ab", {"prompts": HOSTILE}), LineageStep(HOSTILE, HOSTILE)],
         sections=[
-            Section(
-                "density", "analyze-00000000000a", {"rows": 5, "ultra_low_below": 1e-4}, make_result(), f"run {HOSTILE}"
-            ),
+            Section("density", "analyze-00000000000a", {"ultra_low_below": 1e-4}, make_result(), f"run {HOSTILE}"),
             Section("not_registered", "analyze-00000000000b", {"x": HOSTILE}, make_result()),
         ],
         headline=[
