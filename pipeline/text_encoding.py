@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from pipeline.corpus.documents import Defect, Ids, Row
 
 PIECE_CHARACTERS = 1 << 18
-_BATCH_CHARACTERS = 1 << 17
+BATCH_CHARACTERS = 1 << 15
 _CONTEXT = 256
 _CUT = re.compile(r"(?<=\S)(?=\s\S)")
 _MOST_CUTS_TRIED = 32
@@ -169,7 +169,7 @@ def _batches(stream: Iterator[_Piece]) -> Iterator[list[_Piece]]:
     for piece in stream:
         batch.append(piece)
         characters += len(piece.text or "") + 100  # so that rows without a text do not queue without end
-        if characters >= _BATCH_CHARACTERS:
+        if characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:

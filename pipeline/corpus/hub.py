@@ -3,8 +3,8 @@
 The repository's list of files, and the few that describe it, come first: huggingface_hub keeps both in its cache, so
 with ``HF_HUB_OFFLINE=1`` the list is known too. Which files a configuration and a split consist of is ``datasets``'
 to say: it is shown a temporary folder of empty files with the repository's names, which needs no network and gives the
-same answer online and offline. A corpus larger than the disk's cache is read as far as the budget of tokens goes: of
-C4's 1,024 files ten hold 1.6e9 tokens.
+same answer online and offline. Files that the budget of tokens does not reach are not fetched: of C4's 1,024 files a
+hundredth holds what 1.6e9 tokens take.
 
 Rejected: ``load_dataset(streaming=True)``, which reads a file through the network as it goes. A broken connection ends
 it, the held-out side would be read through the network again, nothing is left for a run offline, and a damaged line
@@ -25,7 +25,7 @@ from storage.errors import InputError
 
 _DESCRIPTIONS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})")
+_NUMBERED = re.compile(r"(\d{5})-of-(\d{5})")
 
 
 class HubFiles:
@@ -137,4 +137,4 @@ def _numbered(name: str) -> Sequence[str]:
     found = _NUMBERED.search(name)
     if found is None:
         return [name]
-    return [f"{name[: found.start()]}-{i:05d}-of-{found[2]}{name[found.end() :]}" for i in range(int(found[2]))]
+    return [f"{name[: found.start()]}{i:05d}-of-{found[2]}{name[found.end() :]}" for i in range(int(found[2]))]

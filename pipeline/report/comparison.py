@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.analysis.display import NOTHING
 from pipeline.report import rendering
+from pipeline.report.features import feature_table
 from pipeline.report.inputs import Column, ComparisonInputs, Section
 
 
@@ -33,6 +34,7 @@ def write_comparison(inputs: ComparisonInputs) -> Mapping[str, bytes]:
     page = rendering.page(
         "compare.html.j2",
         report=inputs,
+        explorable=[column.letter for column in inputs.columns if feature_table(column.sections) is not None],
         differences=_differences(inputs.columns),
         headline=_headline(inputs.columns),
         sections=[_side_by_side(inputs.columns, sections) for sections in shared.values()],

@@ -124,7 +124,9 @@ def test_the_newest_checkpoint_damaged_falls_back_to_the_one_before(
         time.sleep(0.005)
     process.kill()
     process.communicate()
-    newest = max(root.glob(".staging/train-*/files/checkpoint-*.safetensors"))
+    (journal,) = root.glob(".staging/train-*/journal.jsonl")
+    written = sorted(root.glob(".staging/train-*/files/checkpoint-*.safetensors"))
+    newest = max(path for path in written if path.name in journal.read_text())
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(data)

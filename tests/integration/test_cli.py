@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_preset: Path) -> Path:
 
 def test_artifacts_can_be_listed_shown_verified_tagged_and_traced(home: Path):
     listed = json.loads(sparsemill("artifacts", "ls", "--json", home=home).stdout)
-    assert {one["stage"] for one in listed} == {"tokenize", "harvest", "train", "analyze", "report"}
+    assert {one["stage"] for one in listed} == {"tokenize", "harvest", "train", "survey", "analyze", "report"}
     (sae,) = [one["id"] for one in listed if one["stage"] == "train"]
     assert sae in sparsemill("artifacts", "ls", home=home).stdout
     shown = json.loads(sparsemill("artifacts", "show", sae[:10], home=home).stdout)
@@ -85,7 +85,7 @@ def test_verify_finds_a_flipped_bit(home: Path, tmp_path: Path, tiny_preset: Pat
         (("analyze", "train-000000000000"), "no such artifact"),
         (
             ("tokenize", "--set", 'tokenize.sources=[{"name":"a","kind":"files","files":["/no/such.jsonl"]}]'),
-            "no file of",
+            "nothing for source a",
         ),
         (("harvest", "--set", "harvest.hook_name=blocks.0.mlp.hook_pots"), "blocks.0.mlp.hook_post"),
         (("harvest", "--set", "harvest.window_prompts=1048576"), "too few training prompts"),

@@ -1,4 +1,4 @@
-"""Corpora by their real file formats: data sets of the Hub online and offline, mixtures, a killed tokenizing, bad files."""
+"""Corpora by their real file formats: data sets of the Hub online and offline, mixtures, kills, bad files."""
 
 import gzip
 import json
@@ -29,16 +29,17 @@ ROOT = Path(__file__).parents[2]
 RUN = """
 import json, sys
 from pathlib import Path
-from pipeline import tokenizing, tokens
+from pipeline import text_encoding, tokenizing, tokens
 from pipeline.config import Runtime, TokenizeConfig
 from pipeline.progress import Quiet
 from pipeline.workspace import Workspace
 root, per_round, *configs = sys.argv[1:]
 tokenizing.PROMPTS_PER_ROUND = int(per_round)
+text_encoding.BATCH_CHARACTERS = 300  # so that these small data sets are not read to their end at once
 print("ready", flush=True)
 for config in configs:
     try:
-        workspace = Workspace.open(Runtime(root=Path(root)), Quiet())
+        workspace = Workspace.open(Runtime(root=Path(root), threads=1), Quiet())
         made = tokens.tokenize(TokenizeConfig.model_validate_json(config), workspace)
         print(json.dumps([made.artifact.id, made.artifact.manifest_sha256, made.status]), flush=True)
     except Exception as error:
@@ -190,7 +191,7 @@ def test_commits_are_recorded_and_only_the_files_that_are_needed_are_fetched(
         assert source["commit"] == hub.resolve("datasets", source["data_set"], "main")
     fetched = {name for name in hub.files("datasets", "allenai/c4", recorded[0]["commit"]) if _was_fetched(hub, name)}
     assert fetched - {"README.md"} == {f"en/c4-train.{i:05d}-of-00012.json.gz" for i in range(len(fetched) - 1)}
-    assert 2 <= len(fetched) <= 8
+    assert 4 <= len(fetched) <= 11
 
 
 def _was_fetched(hub: Hub, name: str) -> bool:
@@ -222,7 +223,7 @@ def test_offline_what_the_cache_lacks_is_named(
     online: list[list[str]], wanted: list[TokenizeConfig], home: Path, tmp_path: Path
 ):
     env = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    more = wanted[0].model_copy(update={"train_tokens": 60_000})
+    more = wanted[0].model_copy(update={"train_tokens": 90_000})
     other = Source(name="x", kind="hub", data_set="allenai/dolma")
     elsewhere = wanted[0].model_copy(update={"sources": (other,)})
     (first, second) = finish(start(tmp_path / "offline", more, elsewhere, env=env))
@@ -335,9 +336,10 @@ def test_a_damaged_round_and_those_behind_it_are_made_again(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(tokenizing, "_summary", stop)
-        tokenized(local, tmp_path / "store")
+        with pytest.raises(KeyboardInterrupt):
+            tokenized(local, tmp_path / "store")
     (damaged,) = (tmp_path / "store").rglob("train-00002.arrow")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     again = tokenized(local, tmp_path / "store")
@@ -362,7 +364,7 @@ def test_equal_documents_are_taken_once_whatever_source_they_stand_in(local: Tok
     sources = facts(artifact)["train"]["sources"]
     assert sources["web"]["duplicates_left_out"] > 250
     assert sources["code"]["tokens"] < 0.25 * 60_000
-    assert sources["web"]["tokens"] == 0.75 * 60_000
+    assert sources["web"]["tokens"] == 0.75 * 60_000 // 16 * 16
 
 
 def test_bad_documents_stop_with_file_and_line_or_are_counted_by_kind_in_the_manifest(

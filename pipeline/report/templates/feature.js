@@ -48,7 +48,7 @@
   const examples = (found, largest) => element("ol", found.map((one) => example(one, largest)), { class: "examples" });
 
   // Pairs of a name and a value, with bars for the values.
-  function bars(rows, name, className = "") {
+  function bars(rows, name) {
     const largest = Math.max(...rows.map(([, value]) => Math.abs(value)), 1e-30);
     const lines = rows.map(([key, value, ...more]) => {
       const bar = element("span", [], { class: value < 0 ? "bar low" : "bar" });
@@ -56,7 +56,7 @@
       const cells = [element("th", name(key), { scope: "row" }), element("td", bar), element("td", show(value))];
       return element("tr", [...cells, ...more.map((text) => element("td", text))]);
     });
-    return element("table", element("tbody", lines), { class: `bars ${className}` });
+    return element("table", element("tbody", lines), { class: "bars" });
   }
 
   const token = (text) => element("span", sparsemill.visible(text), { class: "token" });

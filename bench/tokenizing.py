@@ -1,0 +1,203 @@
+"""The tokenize stage beside ``tokenizers``' own ``encode_batch_fast`` on the same cores: ``python -m bench.tokenizing``.
+
+The text is the standard library's, its tests included, a document a module and kind, in a .jsonl.gz. In turn, round after
+round: ``encode_batch_fast`` over texts that lie in memory, with its own threads, as fast as it goes and ids thrown away;
+the stage's encoder alone, ids as arrays; processes that each encode with one thread and send ids back (started before,
+their start not counted); and the whole stage, which inflates, parses, hashes, compares, encodes, packs and writes.
+
+Then one document of 100 MB: the most memory of a process that runs the stage on it, beside one that hands it to
+``encode_batch_fast`` whole. Writes ``bench/results/tokenizing.json``.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.machine import Rounds, interleave, say, write_results
+from bench.tables import markdown
+from pipeline import standard_library, tokens
+from pipeline.config import Runtime, Source, TokenizeConfig
+from pipeline.corpus.documents import Document, Place, Row, text_document
+from pipeline.model_files import find_files
+from pipeline.progress import Quiet
+from pipeline.text_encoding import TextEncoder
+from pipeline.workspace import Workspace, facts
+
+BATCH = 1000  # documents, as datasets.map gives them
+LONG_CHARACTERS = 100_000_000
+NAMES = {
+    "encode_batch_fast": "`encode_batch_fast`, texts in memory, ids thrown away",
+    "encoder": "the stage's threads, texts in memory, ids as arrays",
+    "processes": "processes of one thread, texts in memory, ids sent back as arrays",
+    "stage": "the whole stage, from .jsonl.gz to committed prompts",
+}
+
+
+def library_texts() -> list[str]:
+    """Each text once: documents of equal text would not be encoded by the stage."""
+    modules = standard_library.read_modules(tests=True)
+    found = [
+        text for kind in ("code", "prose") for module in modules for _, text in standard_library.documents(module, kind)
+    ]
+    return [text for text in dict.fromkeys(found) if isinstance(text_document("", text), Document)]
+
+
+def config_of(file: Path) -> TokenizeConfig:
+    source = Source(name="library", kind="files", files=(str(file),))
+    return TokenizeConfig(language_model="demo", sources=(source,), train_tokens=10**9, held_out_tokens=128)
+
+
+def run_stage(file: Path, root: Path, threads: int) -> int:
+    """Prompts' tokens of the stage on one file."""
+    workspace = Workspace.open(Runtime(root=root, threads=threads), Quiet())
+    return int(facts(tokens.tokenize(config_of(file), workspace).artifact)["train"]["tokens"])
+
+
+class Worker:
+    """What a process encodes with; made once in each."""
+
+    tokenizer: Any
+
+    @staticmethod
+    def start() -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        Worker.tokenizer = find_files("demo").read_tokenizer()
+
+    @staticmethod
+    def encode(texts: list[str]) -> list[np.ndarray[Any, Any]]:
+        encodings = Worker.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+
+def compare(texts: list[str], folder: Path, rounds: int, threads: int) -> tuple[Rounds, int]:
+    """Rounds of the four ways, and how many tokens the texts have."""
+    file = folder / "library.jsonl.gz"
+    file.write_bytes(gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode()))
+    tokenizer = find_files("demo").read_tokenizer()
+    n_tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+    small = [texts[start : start + 16] for start in range(0, len(texts), 16)]
+    roots = count()
+
+    def library() -> None:
+        for batch in batches:
+            tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+
+    def encoder() -> None:
+        documents = (text_document(str(number), text) for number, text in enumerate(texts))
+        rows = (Row(Place(0, 0), document) for document in documents if isinstance(document, Document))
+        with TextEncoder(tokenizer, threads) as running:
+            for _ in running.encode(rows, frozenset[int]().__contains__):
+                pass
+
+    with ProcessPoolExecutor(threads, get_context("spawn"), Worker.start) as pool:
+        list(pool.map(Worker.encode, small[: 4 * threads]))
+        things = {
+            "encode_batch_fast": library,
+            "encoder": encoder,
+            "processes": lambda: sum(len(batch) for batch in pool.map(Worker.encode, small)),
+            "stage": lambda: run_stage(file, folder / str(next(roots)), threads),
+        }
+        return interleave(things, rounds), n_tokens
+
+
+def long_document(folder: Path, texts: list[str]) -> dict[str, Any]:
+    """Peak memory of processes on one document of 100 MB, beside their memory before."""
+    text = "\n\n".join(texts)
+    text = (text * (LONG_CHARACTERS // len(text) + 1))[:LONG_CHARACTERS]
+    file = folder / "long.jsonl"
+    file.write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "held out"}) + "\n")
+    code = "import sys; from pathlib import Path; from bench import tokenizing; tokenizing.{}(*map(Path, sys.argv[1:]))"
+    found: dict[str, Any] = {"characters": len(text)}
+    for name in ("_stage_alone", "_library_alone"):
+        out = subprocess.run(
+            [sys.executable, "-c", code.format(name), str(file), str(folder / name)], check=True, capture_output=True
+        )
+        found[name.strip("_")] = json.loads(out.stdout.splitlines()[-1])
+    return found
+
+
+def _stage_alone(file: Path, root: Path) -> None:
+    before = _peak_bytes()
+    try:
+        run_stage(file, root, threads=len(os.sched_getaffinity(0)))
+    except Exception as error:  # noqa: BLE001 - one document leaves one side of the split empty: known, after the work
+        if "no usable tokens for the held_out side" not in str(error):
+            raise
+    print(json.dumps({"before_bytes": before, "peak_bytes": _peak_bytes()}))
+
+
+def _library_alone(file: Path, _root: Path) -> None:
+    tokenizer, before = find_files("demo").read_tokenizer(), _peak_bytes()
+    text = json.loads(file.open().readline())["text"]
+    tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    print(json.dumps({"before_bytes": before, "peak_bytes": _peak_bytes()}))
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """The blocks of docs/corpora.md."""
+    rows = [
+        (
+            NAMES[name],
+            f"{rate['median'] / 1e6:.2f} ({rate['low'] / 1e6:.2f} to {rate['high'] / 1e6:.2f})",
+            f"{figures['of_encode_batch_fast'][name]:.1%}",
+            f"{rate['per_cpu_second'] / 1e6:.2f}" if name != "processes" else "",
+        )
+        for name, rate in figures["tokens_per_second"].items()
+    ]
+    header = ("", "million tokens a second", "of the first, median of rounds", "a second of processor time")
+    long = figures["long_document"]
+    memory = [
+        (name, *(f"{long[key][field] / 2**20:,.0f} MiB" for field in ("before_bytes", "peak_bytes")))
+        for name, key in (("the stage", "stage_alone"), ("`encode_batch_fast` on the whole text", "library_alone"))
+    ]
+    return {
+        "speed": markdown(header, rows),
+        "memory": markdown(("one document of 100 MB", "before", "at most"), memory),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--no-write", action="store_true", help="print the figures only")
+    options = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    texts = library_texts()
+    with tempfile.TemporaryDirectory() as temporary:
+        rounds, n_tokens = compare(texts, Path(temporary), options.rounds, options.threads)
+        results = {
+            "load": rounds.load,
+            "threads": options.threads,
+            "documents": len(texts),
+            "characters": sum(map(len, texts)),
+            "tokens": n_tokens,
+            "tokens_per_second": {name: runs.rates(n_tokens) for name, runs in rounds.runs.items()},
+            "of_encode_batch_fast": {name: rounds.ratio(name, "encode_batch_fast") for name in rounds.runs},
+            "long_document": long_document(Path(temporary), texts),
+        }
+    say(json.dumps(results, indent=1))
+    if not options.no_write:
+        print(write_results("tokenizing", results))
+
+
+if __name__ == "__main__":
+    main()
