@@ -1,9 +1,10 @@
-"""The tokenize stage beside ``tokenizers``' own ``encode_batch_fast`` on the same cores: ``python -m bench.tokenizing``.
+"""The tokenize stage beside ``tokenizers``' own ``encode_batch_fast``, same cores: ``python -m bench.tokenizing``.
 
-The text is the standard library's, its tests included, a document a module and kind, in a .jsonl.gz. In turn, round after
-round: ``encode_batch_fast`` over texts that lie in memory, with its own threads, as fast as it goes and ids thrown away;
-the stage's encoder alone, ids as arrays; processes that each encode with one thread and send ids back (started before,
-their start not counted); and the whole stage, which inflates, parses, hashes, compares, encodes, packs and writes.
+The text is the standard library's, its tests included, a document a module and kind, in a .jsonl.gz. In turn, round
+after round: ``encode_batch_fast`` over texts that lie in memory, with its own threads, as fast as it goes and ids
+thrown away; the stage's encoder alone, ids as arrays; processes that each encode with one thread and send ids back
+(started before, their start not counted); and the whole stage, which inflates, parses, hashes, compares, encodes, packs
+and writes.
 
 Then one document of 100 MB: the most memory of a process that runs the stage on it, beside one that hands it to
 ``encode_batch_fast`` whole. Writes ``bench/results/tokenizing.json``.
@@ -35,6 +36,7 @@ from pipeline.model_files import find_files
 from pipeline.progress import Quiet
 from pipeline.text_encoding import TextEncoder
 from pipeline.workspace import Workspace, facts
+from storage.errors import InputError
 
 BATCH = 1000  # documents, as datasets.map gives them
 LONG_CHARACTERS = 100_000_000
@@ -134,7 +136,7 @@ def _stage_alone(file: Path, root: Path) -> None:
     before = _peak_bytes()
     try:
         run_stage(file, root, threads=len(os.sched_getaffinity(0)))
-    except Exception as error:  # noqa: BLE001 - one document leaves one side of the split empty: known, after the work
+    except InputError as error:  # one document leaves one side of the split empty: known, after the work
         if "no usable tokens for the held_out side" not in str(error):
             raise
     print(json.dumps({"before_bytes": before, "peak_bytes": _peak_bytes()}))

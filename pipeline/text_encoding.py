@@ -4,7 +4,7 @@ Threads encode batches side by side, each by ``encode_batch_fast`` on its own th
 while it works; ids become arrays in the same threads. ``tokenizers``' own threads are switched off meanwhile: sharing
 out one batch after the other, they wait for the slowest text of each, and idle while ids are converted. Processes would
 spare the lock, which a thread holds for about a tenth of its time, and would cost an import of the program each
-(docs/corpora.md has the measurements).
+(``bench/tokenizing.py`` measures both).
 
 While it encodes, ``tokenizers`` holds many times a text's size, so a long text is encoded in pieces. A piece ends
 before a single whitespace character, where the ids of the text around the cut, encoded whole, are those of its two
