@@ -460,7 +460,7 @@ def test_without_its_parent_a_harvest_comes_from_the_remote_or_not_at_all(
     flip(harvest.folder / SHARD)
     tokens = workspace.store.parent(harvest, "tokens")
     shutil.rmtree(tokens.folder)
-    with pytest.raises(RepairRefused, match=f"no such artifact.*{tokens.id}"):
+    with pytest.raises(RepairRefused, match=f"is not here.*{tokens.id}"):
         mend(harvest, workspace)
     assert mend(harvest, workspace, remote=RemoteStore(str(remote))).fetched == [SHARD]
     assert contents(harvest.folder) == committed
