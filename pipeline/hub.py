@@ -9,11 +9,13 @@ finds: HF_TOKEN, or what 'hf auth login' kept.
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx  # the one it uses itself
 
 from pipeline.training import AUTOENCODER_STAGES
 from storage.artifact import Artifact
@@ -87,16 +89,15 @@ def push_to_hub(artifact: Artifact, address: Address, *, dry_run: bool = False) 
         api.create_repo(address.repository, private=True, exist_ok=True)
         if not api.file_exists(address.repository, f"{folder}{CARD_NAME}"):
             operations.append(CommitOperationAdd(f"{folder}{CARD_NAME}", model_card(artifact).encode()))
-        api.create_commit(address.repository, operations, commit_message=f"Push {artifact.id}")
-    except (HfHubHTTPError, OSError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of a table in a model's repository
+            api.create_commit(address.repository, operations, commit_message=f"Push {artifact.id}")
+    except (httpx.HTTPError, OSError) as error:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        raise RemoteError(
-            "the Hub did not take it",
-            where=str(address),
-            found=type(error).__name__ + (f" {status}" if status else ""),
+        raise RemoteError(  # from None, as the other's message quotes addresses
+            "the Hub did not take it", where=str(address), found=f"{type(error).__name__} {status or ''}".strip(),
             transient=status is None or status >= 500 or status == 429,
             remedy="'hf auth login', or HF_TOKEN with the right to write" if status in (401, 403) else None,
-        ) from None  # fmt: skip  (its message quotes addresses)
+        ) from None  # fmt: skip
     return len(operations), total
 
 
@@ -109,7 +110,7 @@ def model_card(artifact: Artifact) -> str:
     made_from = "".join(f"- {role}: `{parent.id}`\n" for role, parent in artifact.parents.items())
     return (
         "---\ntags:\n- sparse-autoencoder\n- sparsemill\n---\n"
-        f"# {artifact.id}\n\nA {kind}, made by [sparsemill](https://pypi.org/project/sparsemill). "
+        f"# {artifact.id}\n\nA {kind}, made by sparsemill. "
         f"`{MANIFEST_NAME}` has the size and sha256 of every file.\n\n"
         f"| figure | value |\n| --- | --- |\n{rows}\nMade from\n\n{made_from}\nwith\n\n```json\n{config}\n```\n"
     )

@@ -36,19 +36,17 @@ from storage.errors import (
     ArtifactNotFound,
     CorruptArtifact,
     InputError,
-    NotAStore,
-    UnsupportedFormat,
 )
 from storage.fingerprint import Json, canonical_json
-from storage.manifest import FORMAT_VERSION, MANIFEST_NAME, RUN_NAME, Manifest, Parent, Spec, is_id, stage_of
+from storage.manifest import MANIFEST_NAME, RUN_NAME, Manifest, Parent, Spec, is_id, stage_of
 from storage.remote import RemoteStore, split_reference
+from storage.root import check_root, create_root
 from storage.staging import Staging
 from storage.transfers import Track, untracked
 from storage.verification import verify
 
 __all__ = ["Artifact", "ArtifactStore", "Made", "Parent", "Problem", "Result", "Spec", "Staging"]
 
-MARKER_NAME = "sparsemill-store.json"
 LATEST = "latest"
 
 Stages = str | tuple[str, ...] | None
@@ -96,7 +94,7 @@ class ArtifactStore:
         self._track = track
         self._team: Origin | None = None if remote is None else Borrowing(remote, root, track=track)
         self._superseded: set[str] = set()
-        self._check_root()
+        check_root(root)
 
     def find(self, spec: Spec) -> Artifact | None:
         """The committed artifact of a spec, here or else in the team's remote, or None; never computes."""
@@ -185,7 +183,7 @@ class ArtifactStore:
             raise ArtifactNotFound(
                 "only artifacts of this store can be tagged", where=self.root, found=artifact.id, remedy="pull it first"
             )
-        self._create()
+        create_root(self.root)
         folder = self.root / ".tags"
         atomic.make_folder(folder)
         atomic.replace_file(folder / name, canonical_json({"id": artifact.id}))
@@ -379,7 +377,7 @@ class ArtifactStore:
     @contextmanager
     def lock(self, artifact_id: str, on_wait: Callable[[], None] | None = None) -> Generator[None]:
         """Holds an id's lock, as whoever makes or mends its artifact does; not twice within one thread."""
-        self._create()
+        create_root(self.root)
         folder = self.root / ".locks"
         atomic.make_folder(folder)
         with atomic.exclusive_lock(folder / artifact_id, on_wait=on_wait):
@@ -438,39 +436,6 @@ class ArtifactStore:
             raise CorruptArtifact("not a tag", where=path, remedy="tag the artifact again") from error
         return artifact_id
 
-    def _check_root(self) -> None:
-        # Looked at before the marker: a process that creates the store at this moment writes the marker first.
-        foreign = self.root.exists() and (not self.root.is_dir() or any(map(_is_foreign, self.root.iterdir())))
-        marker = self.root / MARKER_NAME
-        if marker.is_file():
-            try:
-                found = cast("dict[str, Json]", json.loads(marker.read_bytes()))["format_version"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise NotAStore("the store's marker cannot be read", where=marker) from error
-            if found != FORMAT_VERSION:
-                raise UnsupportedFormat(
-                    "store of another format", where=self.root, found=f"version {found}", expected=FORMAT_VERSION
-                )
-        elif foreign:
-            raise NotAStore(
-                "not an artifact store",
-                where=self.root,
-                found="other files" if self.root.is_dir() else "a file",
-                expected=f"an empty or missing folder, or one with {MARKER_NAME}",
-                remedy="choose another folder",
-            )
-
-    def _create(self) -> None:
-        if not (self.root / MARKER_NAME).is_file():
-            self._check_root()
-            atomic.make_folder(self.root)
-            atomic.replace_file(self.root / MARKER_NAME, canonical_json({"format_version": FORMAT_VERSION}))
-
 
 def _named(stages: Stages) -> str:
     return stages if isinstance(stages, str) else " or ".join(stages or ())
-
-
-def _is_foreign(path: Path) -> bool:
-    # The marker's own temporary file is not, as two processes may create one store at once; nor is a disk's lost+found.
-    return path.name != "lost+found" and not path.name.startswith(f".{MARKER_NAME}.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from storage.artifact import Artifact, Problem
 from storage.remote import RemoteStore, file_key
+from storage.root import create_root
 from storage.shared import read_manifest, read_pointer
 from storage.transfers import Track, fetch, untracked, verify_remote
 
@@ -57,6 +58,7 @@ class Borrowing:
         missing = [name for name in names if _size(artifact.folder / name) != records[name].bytes]
         if not missing:
             return
+        create_root(self.root)
         total = sum(records[name].bytes for name in missing)
         track = self._track if total >= _WORTH_SHOWING_BYTES else untracked
         with track(f"fetch from {artifact.id}", total) as advance:

@@ -44,7 +44,7 @@ _PIECE_BYTES = 1 << 22
 _RANGE_BYTES = 1 << 24  # of a large file; a smaller one is one request
 _RANGES_AHEAD = 4
 _PART_BYTES = 1 << 24  # S3 takes 10,000 parts: files up to 156 GiB
-_ATTEMPTS = 3  # of a range whose answer broke off, which obstore itself does not ask for again
+_ATTEMPTS = 3  # of an object, or a range of it, whose answer broke off: obstore itself does not ask for it again
 _RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 _CLIENT = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1 day"}  # a file may be large, not stuck
 
@@ -103,7 +103,22 @@ class RemoteStore:
             ArtifactNotFound: the manifest names no such file, or the remote does not have it.
             RemoteError: the remote cannot be read, or has other bytes.
         """
-        atomic.stream_file(target, self.file_pieces(artifact, name, on_bytes))
+
+        def ask() -> None:
+            counted = 0
+
+            def count(n_bytes: int) -> None:
+                nonlocal counted
+                counted += n_bytes
+                on_bytes(n_bytes)
+
+            try:
+                atomic.stream_file(target, self.file_pieces(artifact, name, count))
+            except BaseException:
+                on_bytes(-counted)  # they will have to come again
+                raise
+
+        _persistently(ask)
 
     def file_pieces(self, artifact: Artifact, name: str, on_bytes: OnBytes = uncounted) -> Generator[bytes]:
         """A file's bytes in pieces; fails where they are too many or, after the last, not the ones wanted."""
@@ -133,8 +148,9 @@ class RemoteStore:
         Raises:
             RemoteError: the remote cannot be read, or the object has more than ``at_most`` bytes.
         """
-        data = bytearray()
-        try:
+
+        def ask() -> bytes:
+            data = bytearray()
             for piece in self._stream(key):
                 data += piece
                 if len(data) > at_most:
@@ -142,9 +158,12 @@ class RemoteStore:
                         "an object of the remote is too large for what it is", where=f"{self.shown}/{key}",
                         found=f"more than {at_most:,} bytes",
                     )  # fmt: skip
+            return bytes(data)
+
+        try:
+            return _persistently(ask)
         except ArtifactNotFound:
             return None
-        return bytes(data)
 
     def read_range(self, key: str, start: int, n_bytes: int) -> bytes:
         """A part of an object; of a file's, the caller checks it.
@@ -172,7 +191,11 @@ class RemoteStore:
             obstore.put(self._store, key, data)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Writes an object unless there is one; whether it did. Of several that try at once one does."""
+        """Writes an object unless there is one; whether it did.
+
+        Of several that try at once one does, in S3, GCS, Azure and a folder; Swift looks before it writes, so that two
+        may, and the later one's bytes stay: who must know reads them back.
+        """
         with self._told(key, "written"):
             try:
                 obstore.put(self._store, key, data, mode="create")
@@ -197,15 +220,23 @@ class RemoteStore:
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Sizes of all objects below a prefix, by what follows it in their keys."""
-        with self._told(prefix, "listed"):
-            pages = obstore.list(self._store, prefix)
-            return {found["path"].removeprefix(f"{prefix}/"): found["size"] for page in pages for found in page}
+
+        def ask() -> dict[str, int]:
+            with self._told(prefix, "listed"):
+                pages = obstore.list(self._store, prefix)
+                return {found["path"].removeprefix(f"{prefix}/"): found["size"] for page in pages for found in page}
+
+        return _persistently(ask)
 
     def folders(self, prefix: str | None = None) -> list[str]:
         """Names of what lies below a prefix and has something below it, sorted."""
-        with self._told(prefix or "", "listed"):
-            found = obstore.list_with_delimiter(self._store, prefix)["common_prefixes"]
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+        def ask() -> list[str]:
+            with self._told(prefix or "", "listed"):
+                found = obstore.list_with_delimiter(self._store, prefix)["common_prefixes"]
+            return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+        return _persistently(ask)
 
     def _pieces(self, key: str, size: int) -> Generator[bytes]:
         if size <= _RANGE_BYTES or self.read_only:

@@ -8,6 +8,7 @@ from a remote (storage.borrowing), has fetched already is hashed again and kept.
 """
 
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +24,7 @@ from storage.remote import OnBytes, RemoteStore, file_key, uncounted
 from storage.shared import Pointer, read_pointer
 
 FILES_AT_ONCE = 8
+_SETTLING_SECONDS = 0.25
 
 Track: TypeAlias = Callable[[str, int], AbstractContextManager[OnBytes]]
 """Shows progress: given a label and the bytes in all, a context in which bytes are reported."""
@@ -87,8 +89,10 @@ def push(plan: Plan, remote: RemoteStore, on_bytes: OnBytes = uncounted) -> None
     manifest = artifact.manifest
     remote.put(file_key(artifact, MANIFEST_NAME), manifest.to_bytes())
     pointer = Pointer(artifact.id, artifact.manifest_sha256, len(manifest.files), manifest.total_bytes)
-    if not remote.create(pointer.key, pointer.to_bytes()) and not _is_there(artifact, remote):
-        raise RemoteError("the remote has a pointer and has none", where=f"{remote.shown}/{pointer.key}")
+    remote.create(pointer.key, pointer.to_bytes())
+    time.sleep(_SETTLING_SECONDS)  # not every service makes two that create it at once agree by itself
+    if not _is_there(artifact, remote):
+        raise RemoteError("the remote has lost a pointer that it took", where=f"{remote.shown}/{pointer.key}")
 
 
 def fetch(artifact: Artifact, names: Iterable[str], remote: RemoteStore, on_bytes: OnBytes = uncounted) -> None:
