@@ -28,7 +28,7 @@ Columns = dict[str, npt.NDArray[np.generic]]
 
 BEGINNING = ReadState(0, 0)
 
-_KEPT_BATCHES = 4  # as many as are on their way at once: two waiting, one being made, one with the consumer
+KEPT_BATCHES = 4  # as many as are on their way at once: two waiting, one being made, one with the consumer
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ class ShuffledBatches:
     def _generate(
         self, order: BatchOrder, start: ReadState, rank: int, world: int, last_epoch: int | None
     ) -> Generator[Batch]:
-        memory = Recycled(_KEPT_BATCHES)
+        memory = Recycled(KEPT_BATCHES)
         for columns, state in self._columns(order, start, rank, world, last_epoch, row_names(self.source)):
             yield to_batch(columns, self.encoding, state, memory)
 
@@ -188,7 +188,7 @@ class ShuffledBatches:
     ) -> Generator[tuple[Columns, ReadState]]:
         for lane, pool in zip(lanes, pools, strict=True):
             pool.begin(epoch.lane_span(lane, first)[0])
-        memory = {name: Recycled(_KEPT_BATCHES) for name in names}
+        memory = {name: Recycled(KEPT_BATCHES) for name in names}
         for number in range(first, epoch.n_batches):
             spans = [epoch.lane_span(lane, number) for lane in lanes]
             columns = empty_columns(self.source, names, sum(end - start for start, end in spans), memory)

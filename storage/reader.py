@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.artifact import Artifact
-from storage.batches import BEGINNING, Batch, ShuffledBatches, empty_columns, row_names, to_batch
+from storage.batches import BEGINNING, KEPT_BATCHES, Batch, ShuffledBatches, empty_columns, row_names, to_batch
 from storage.chunks import ChunkFiles
 from storage.encoding import Floats
 from storage.errors import ConfigError, CorruptArtifact, InputError, UnsupportedFormat, repair_remedy
@@ -23,6 +23,7 @@ from storage.lookup import RowLookup
 from storage.manifest import FORMAT_VERSION, FileRecord
 from storage.order import BatchOrder, ReadState
 from storage.prefetch import Prefetched
+from storage.recycling import Recycled
 from storage.remote_chunks import RemoteChunks
 from storage.shards import GROUP_NAME, Layout
 from storage.zarr_files import METADATA_NAME
@@ -179,10 +180,11 @@ class ShardReader:
             raise ConfigError("batch_rows must be positive", found=batch_rows)
 
         def generate() -> Generator[Batch]:
+            memory = Recycled(KEPT_BATCHES)
             for number in range(start, -(-self.n_rows // batch_rows)):
                 first = number * batch_rows
                 self._expect_rows(first, first + _AHEAD_BATCHES * batch_rows)
-                batch = self.read(first, min(first + batch_rows, self.n_rows))
+                batch = self.rows_of(np.arange(first, min(first + batch_rows, self.n_rows)), memory=memory)
                 yield Batch(batch.rows, batch.prompt, batch.position, ReadState(0, number + 1))
 
         return Prefetched(generate(), prefetch)
@@ -199,11 +201,12 @@ class ShardReader:
             chunks = range(start // self.layout.chunk_rows, -(-min(stop, self.n_rows) // self.layout.chunk_rows))
             self._files.expect(chunks, ["activations"])
 
-    def rows_of(self, indices: npt.NDArray[np.integer]) -> Batch:
+    def rows_of(self, indices: npt.NDArray[np.integer], *, memory: Recycled | None = None) -> Batch:
         """Rows by their index in the store.
 
         Args:
             indices: int (n,), in any order.
+            memory: to use again.
         """
         indices = indices.astype(np.int64)
         outside = indices[(indices < 0) | (indices >= self.n_rows)]
@@ -217,9 +220,13 @@ class ShardReader:
             self._files.expect(chunks.tolist(), names)
         for chunk, wanted in zip(chunks.tolist(), np.split(by_chunk, starts[1:]), strict=False):
             rows = indices[wanted] % self.layout.chunk_rows
+            whole = len(rows) == self.layout.chunk_rows and _counts_up(rows) and _counts_up(wanted)
             for name in names:
-                columns[name][wanted] = self._files.read(name, chunk)[rows]
-        return to_batch(columns, self.layout.encoding, BEGINNING)
+                if whole:  # straight to its place
+                    self._files.read_into(name, chunk, columns[name][wanted[0] : wanted[-1] + 1])
+                else:
+                    columns[name][wanted] = self._files.read(name, chunk)[rows]
+        return to_batch(columns, self.layout.encoding, BEGINNING, memory)
 
     def rows_at(self, prompt: npt.ArrayLike, position: npt.ArrayLike) -> Floats:
         """Activations of given tokens.
@@ -304,6 +311,10 @@ class ShardReader:
             found=found,
             remedy=repair_remedy(self.artifact_id),
         )
+
+
+def _counts_up(numbers: npt.NDArray[np.integer]) -> bool:
+    return bool((np.diff(numbers) == 1).all())
 
 
 class _RowsView:

@@ -15,7 +15,7 @@ from typing import cast
 
 from storage.errors import CorruptArtifact, SparsemillError
 from storage.fingerprint import Json, seal_json, unseal_json
-from storage.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, is_id, is_sha256, stage_of
+from storage.manifest import FORMAT_VERSION, MANIFEST_NAME, RESERVED_NAMES, Manifest, is_id, is_sha256, stage_of
 from storage.remote import RemoteStore
 
 MAX_FILES = 1_000_000
@@ -120,7 +120,7 @@ def check_untrusted(manifest: Manifest, where: str) -> None:
     """
     if len(manifest.files) > MAX_FILES:
         raise CorruptArtifact("too many files", where=where, found=len(manifest.files), expected=MAX_FILES)
-    seen: dict[str, str] = {}
+    seen = {name: name for name in RESERVED_NAMES}  # nor a folder, nor in other case
     total = 0
     for name, record in manifest.files.items():
         try:

@@ -150,8 +150,19 @@ def verify_remote(artifact: Artifact, remote: RemoteStore, on_bytes: OnBytes = u
 
 def together(work: Callable[[str], object], names: Iterable[str]) -> None:
     """Runs ``work`` for several names at a time; after the first error starts no more, and raises it."""
+    failed = threading.Event()
+
+    def unless_failed(name: str) -> None:
+        if failed.is_set():  # workers start while names are still being handed in
+            return
+        try:
+            work(name)
+        except BaseException:
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(FILES_AT_ONCE, "sparsemill-transfer") as pool:
-        futures = [pool.submit(work, name) for name in names]
+        futures = [pool.submit(unless_failed, name) for name in names]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
