@@ -11,11 +11,13 @@ import pytest
 
 from pipeline import sharing
 from pipeline.config import Runtime, load_preset
+from pipeline.explaining import StageAnswer, explain_chain
 from pipeline.progress import Quiet
+from pipeline.sampling import sample as sample_of
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
-from storage.errors import ArtifactNotFound, CorruptArtifact, RemoteConflict, RemoteError
+from storage.errors import ArtifactNotFound, ConfigError, CorruptArtifact, InputError, RemoteConflict, RemoteError
 from storage.reader import ShardReader
 from storage.remote import RemoteStore
 from tests.integration.s3 import BUCKET, S3Server
@@ -205,35 +207,91 @@ def test_the_command_line_pushes_lists_and_pulls_without_telling_secrets(
     assert not any(secret.encode() in path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file())
 
 
-def test_a_server_that_dies_in_a_push_or_a_pull_loses_nothing(
-    made: tuple[Workspace, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_training_and_analysis_read_straight_from_the_remote_to_the_same_bytes(
+    made: tuple[Workspace, Artifact], tiny_preset: Path, url: str, tmp_path: Path
+):
+    ours, sae = made
+    sharing.push(sae, RemoteStore(url), ours, with_parents=True)
+    theirs = workspace_in(tmp_path / "b")
+    harvest_id = sae.parents["activations"].id
+    activations = theirs.store.resolve(f"{url}/harvest/{harvest_id}", stage="harvest")
+    trained = chain(tiny_preset, theirs, *SHORT).train(activations)
+    assert trained.id == sae.id
+    assert trained.read_bytes("autoencoder.safetensors") == sae.read_bytes("autoencoder.safetensors")
+    there = theirs.store.resolve(f"{url}/train/{sae.id}", stage="train")
+    findings = chain(tiny_preset, theirs, *SHORT).analyze(there, ["kurtosis"])
+    expected = chain(tiny_preset, ours, *SHORT).analyze(sae, ["kurtosis"])
+    assert facts(findings["kurtosis"]) == facts(expected["kurtosis"])
+    assert not list((tmp_path / "b").rglob("activations/c/*"))  # chunks were read, no shard was fetched
+
+
+def test_what_is_made_from_a_sample_does_not_pass_for_the_whole(
+    made: tuple[Workspace, Artifact], tiny_preset: Path, tmp_path: Path
 ):
     ours, sae = made
     harvest = ours.store.parent(sae, "activations")
-    server = S3Server(tmp_path / "s3")
-    server.start()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    remote = RemoteStore(f"s3://{BUCKET}/x")
-    monkeypatch.setattr("storage.remote._RETRY", {"max_retries": 0})
-    put, fetched = RemoteStore.put_file, 0
+    (tmp_path / "shared").mkdir()
+    remote = RemoteStore(str(tmp_path / "shared"))
+    sharing.push(harvest, remote, ours, with_parents=True)
+    theirs = workspace_in(tmp_path / "b")
+    _, planned = sharing.pull(harvest.id, remote, theirs, windows="30%", dry_run=True)
+    assert theirs.store.list() == []
+    sample, moved = sharing.pull(harvest.id, remote, theirs, windows="30%", with_parents=True)
+    assert facts(sample)["windows"] == 3  # of 9: 30 % rounded up
+    assert moved[-1].id == sample.id
+    assert 0 < planned[0].bytes < harvest.manifest.total_bytes / 2
+    assert theirs.store.verify(sample) == []
+    trained = chain(tiny_preset, theirs, *SHORT).train(sample)
+    assert trained.id != sae.id
+    assert trained.parents["activations"].id == sample.id
+    larger, _ = sharing.pull(harvest.id, remote, theirs, windows="4")
+    shard = "store.zarr/activations/c/0/0"
+    assert (larger.folder / shard).samefile(sample.folder / shard)  # windows are kept once
+    assert chain(tiny_preset, theirs).harvest().id == harvest.id  # the sample is not taken for it
+    for wrong in ("0", "10", "0%", "101%", "half", "1.5", "-1", "3%x"):
+        with pytest.raises(InputError, match="not a number of windows"):
+            sharing.pull(harvest.id, remote, theirs, windows=wrong)
+    with pytest.raises(InputError, match="only a whole harvest"):
+        sample_of(sample, 1, theirs)
 
-    def die_at_the_fourth(self: RemoteStore, *rest: object, **more: object) -> object:
-        nonlocal fetched
-        fetched += 1
-        if fetched == 4:
-            server.kill()
-        return put(self, *rest, **more)  # type: ignore[arg-type]
 
-    try:
-        monkeypatch.setattr(RemoteStore, "put_file", die_at_the_fourth)
-        with pytest.raises(RemoteError):
-            sharing.push(harvest, RemoteStore(f"s3://{BUCKET}/x"), ours)
-        monkeypatch.setattr(RemoteStore, "put_file", put)
-        server.start()
-        assert sharing.list_remote(remote) == []
-        sharing.push(harvest, remote, ours)
-        pulled, _ = sharing.pull(harvest.id, remote, workspace_in(tmp_path / "b"))
-        assert contents(pulled) == contents(harvest)
-    finally:
-        server.kill()
+def test_what_stages_make_is_published_and_found_by_the_next_machine(tiny_preset: Path, url: str, tmp_path: Path):
+    pushing = Workspace.open(Runtime(root=tmp_path / "a", threads=1, remote=url, push=True), Quiet())
+    first = chain(tiny_preset, pushing, *SHORT)
+    first.train()
+    assert {pointer.id for pointer in sharing.list_remote(RemoteStore(url))} == {
+        one.made.artifact.id for one in first.runs
+    }
+    second = chain(tiny_preset, workspace_in(tmp_path / "b", remote=url), *SHORT)
+    second.train()
+    assert [one.made.status for one in second.runs] == ["cached"] * 3
+    assert [one.made.artifact for one in second.runs] != [one.made.artifact for one in first.runs]  # lent, not copied
+    assert [one.made.artifact.manifest_sha256 for one in second.runs] == [
+        one.made.artifact.manifest_sha256 for one in first.runs
+    ]
+    assert not [path for path in (tmp_path / "b").rglob("*") if path.is_file()]  # nothing of it was read
+
+
+def test_pushing_needs_a_remote(tmp_path: Path):
+    with pytest.raises(ConfigError, match="SPARSEMILL_REMOTE"):
+        Workspace.open(Runtime(root=tmp_path, remote=None, push=True), Quiet())
+
+
+def test_it_is_explained_why_a_stage_would_run(made: tuple[Workspace, Artifact], tiny_preset: Path, tmp_path: Path):
+    ours, sae = made
+    before = [artifact.id for artifact in ours.store.list()]
+
+    def ask(workspace: Workspace, *overrides: str) -> dict[str, StageAnswer]:
+        return {one.name: one for one in explain_chain(load_preset(str(tiny_preset), [*SHORT, *overrides]), workspace)}
+
+    changed = ask(ours, "train.autoencoder.l1_coeff=0.07")
+    assert [changed[name].place for name in ("tokenize", "harvest", "train")] == ["here", "here", None]
+    why = changed["train"].why
+    assert why is not None
+    assert why.nearest == sae.id
+    assert [str(one) for one in why.differences] == ["config.autoencoder.l1_coeff: 0.05 there, 0.07 wanted"]
+    assert changed["report"].place is None
+    assert list(ask(ours, "harvest.window_prompts=128")) == ["tokenize", "harvest"]  # what follows cannot be known
+    assert list(ask(workspace_in(tmp_path / "empty"))) == ["tokenize"]
+    assert [artifact.id for artifact in ours.store.list()] == before
+    assert not (tmp_path / "empty").exists()
