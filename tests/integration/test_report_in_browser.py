@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from pipeline.analysis import AnalysisResult, figures
 from pipeline.analysis.figures import Series
@@ -30,9 +31,8 @@ def browser() -> Iterator[Any]:
         if os.environ.get("SPARSEMILL_REQUIRE_SYSTEM") == "1":
             pytest.fail(missing)
         pytest.skip(missing)
-    playwright = pytest.importorskip("playwright.sync_api")
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         running = driver.chromium.launch(executable_path=program, args=[*quiet, "--disable-sync"])
         yield running
         running.close()
@@ -118,12 +118,12 @@ def test_it_follows_the_system_into_the_dark_and_back(browser: Any, report: Path
     page = browser.new_page(color_scheme="light")
     page.goto((report / "index.html").as_uri())
     page.wait_for_selector("figure .main-svg .bars path")
-    read = "() => getComputedStyle(document.querySelector('.bars path')).fill"
-    light = page.evaluate(read)
+    bar = page.locator(".bars path").first
+    light = bar.evaluate("bar => getComputedStyle(bar).fill")
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"before => ({read})() !== before", arg=light)
+    expect(bar).not_to_have_css("fill", light)
     page.emulate_media(color_scheme="light")
-    page.wait_for_function(f"before => ({read})() === before", arg=light)
+    expect(bar).to_have_css("fill", light)
     page.close()
 
 
@@ -152,9 +152,7 @@ def open_explorer(watched: Watched, report: Path, hash_: str = "") -> Any:
 
 
 def first_feature(page: Any, wanted: int) -> None:
-    page.wait_for_function(
-        "wanted => document.querySelector('.tabulator-row a')?.textContent === wanted", arg=str(wanted)
-    )
+    expect(page.locator(".tabulator-row a").first).to_have_text(str(wanted))
 
 
 def test_headings_sort_by_pointer_and_by_keyboard(watched: Watched, report: Path) -> None:
@@ -173,15 +171,15 @@ def test_headings_sort_by_pointer_and_by_keyboard(watched: Watched, report: Path
 def test_search_compares_numbers_and_finds_words(watched: Watched, report: Path) -> None:
     page = open_explorer(watched, report)
     page.fill("#search", "density>0.009")  # feature i has density (i + 1) / 200 / 100
-    page.wait_for_function("document.getElementById('count').textContent === '20 of 200 features'")
+    expect(page.locator("#count")).to_have_text("20 of 200 features")
     first_feature(page, 180)
     page.fill("#search", "17")
-    page.wait_for_function("document.getElementById('count').textContent === '1 of 200 features'")
+    expect(page.locator("#count")).to_have_text("1 of 200 features")
     first_feature(page, 17)
     page.fill("#search", "onerror")
-    page.wait_for_function("document.getElementById('count').textContent === '25 of 200 features'")
+    expect(page.locator("#count")).to_have_text("25 of 200 features")
     page.fill("#search", "rare=yes density<0.0002")
-    page.wait_for_function("document.getElementById('count').textContent === '3 of 200 features'")
+    expect(page.locator("#count")).to_have_text("3 of 200 features")
     page.fill("#search", "nothing-like-it")
     page.wait_for_selector(".tabulator-placeholder")
 
@@ -207,9 +205,9 @@ def test_a_feature_opens_shows_its_texts_and_leads_to_its_neighbours(watched: Wa
     headings = page.locator(".details h2").all_inner_texts()
     assert headings[2:] == ["Activations", "Logits raised", "Logits lowered", "Nearest features", "Largest neurons"]
     page.locator(".bars a[href='#/feature/4']").click()
-    page.wait_for_function("document.querySelector('#feature h1').textContent === 'Feature 4'")
+    expect(page.locator("#feature h1")).to_have_text("Feature 4")
     page.go_back()
-    page.wait_for_function("document.querySelector('#feature h1').textContent === 'Feature 3'")
+    expect(page.locator("#feature h1")).to_have_text("Feature 3")
     page.get_by_role("link", name="All features").click()
     page.locator("#table").wait_for(state="visible")
 
@@ -219,7 +217,7 @@ def test_every_text_of_the_corpus_shows_as_text(watched: Watched, report: Path) 
     shown = page.locator("#feature").text_content()
     for feature in range(100, 108):
         page.evaluate(f"location.hash = '#/feature/{feature}'")
-        page.wait_for_function(f"document.querySelector('#feature h1').textContent === 'Feature {feature}'")
+        expect(page.locator("#feature h1")).to_have_text(f"Feature {feature}")
         page.wait_for_selector(".examples li")
         shown += page.locator("#feature").text_content()
         for word in page.locator(".examples .at").all():
@@ -274,7 +272,7 @@ def test_tables_of_the_front_page_sort_and_search_whole(watched: Watched, report
     first_feature(page, N_FEATURES - 1)
     page.keyboard.press("Tab")
     place.get_by_role("searchbox").fill("199")
-    page.wait_for_function("document.querySelector('#density details .count').textContent.includes(' of 200 rows')")
+    expect(page.locator("#density details .count")).to_contain_text(" of 200 rows")
     assert place.locator("a", has_text="199").first.get_attribute("href") == "features.html#/feature/199"
     passages = page.locator("#density > .table")
     passages.get_by_role("button").click()
