@@ -55,7 +55,7 @@ def measure_effects(context: Context, features: Integers, choice: Choice, window
         windows: around them.
     """
     unembedding = statistics.weights64(context.need_model().W_U)
-    written = _written(context, features, len(unembedding))
+    written = written_to_residual(context, statistics.weights64(context.sae.W_dec)[features])
     kept = 0 if written is None else min(KEPT, unembedding.shape[1])
     ids, values = np.zeros((2, features.size, kept), np.int64), np.zeros((2, features.size, kept))
     on_next = np.zeros(windows.activations.shape, np.float32)
@@ -104,9 +104,32 @@ def logit_table(features: Integers, found: LogitEffects, strings: list[str]) -> 
     )
 
 
-def _written(context: Context, features: Integers, d_model: int) -> Floats | None:
-    """What a unit of each feature adds to the residual stream, (m, d_model), or None at a site that does not add."""
-    decoder = statistics.weights64(context.sae.W_dec)[features]
+def written_to_residual(context: Context, directions: Floats) -> Floats | None:
+    """What directions at the autoencoder's site add to the residual stream, a unit of each.
+
+    Args:
+        context: with the language model.
+        directions: (m, d_in).
+
+    Returns:
+        (m, d_model): through W_out from an MLP's activations, as they are at a site of the residual stream's width;
+        None at other sites.
+    """
+    model = context.need_model()
     if context.hook_name.endswith("mlp.hook_post"):
-        return decoder @ statistics.weights64(context.need_model().W_out(context.layer))
-    return decoder if decoder.shape[1] == d_model else None
+        return directions @ statistics.weights64(model.W_out(context.layer))
+    return directions if directions.shape[1] == len(model.W_U) else None
+
+
+def logit_weights(context: Context, direction: Floats) -> Floats | None:
+    """Logits that a unit of the direction writes, centred over the vocabulary, which softmax does not see.
+
+    Returns:
+        (d_vocab,): through W_out and W_U from an MLP's activations, through W_U alone from a site of the residual
+        stream's width; None at other sites.
+    """
+    written = written_to_residual(context, direction[None])
+    if written is None:
+        return None
+    logits = written[0] @ statistics.weights64(context.need_model().W_U)
+    return logits - logits.mean()

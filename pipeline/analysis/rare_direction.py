@@ -26,6 +26,7 @@ from pipeline.analysis.direction_gradients import WEIGHTS, MeanGradients
 from pipeline.analysis.direction_pass import project_rows, projection_stds
 from pipeline.analysis.direction_report import Found, SingularVectors
 from pipeline.analysis.display import percent, show
+from pipeline.analysis.logit_effects import logit_weights
 from pipeline.analysis.registry import AnalysisOptions, NumberLabel
 from pipeline.analysis.result import AnalysisResult, Number
 from storage.errors import ConfigError
@@ -139,24 +140,6 @@ def mean_directions(encoder: Floats) -> tuple[Floats | None, Floats | None]:
     lengths = statistics.norms(encoder)
     units = encoder[lengths > 0] / lengths[lengths > 0, None]
     return _unit(encoder.sum(axis=0)), _unit(units.sum(axis=0))
-
-
-def logit_weights(context: Context, direction: Floats) -> Floats | None:
-    """Logits that a unit of the direction writes, centred over the vocabulary, which softmax does not see.
-
-    Returns:
-        (d_vocab,): through W_out and W_U from an MLP's activations, through W_U alone from a site of the residual
-        stream's width; None at other sites.
-    """
-    model = context.need_model()
-    W_U = statistics.weights64(model.W_U)
-    if context.hook_name.endswith("mlp.hook_post"):
-        logits = direction @ statistics.weights64(model.W_out(context.layer)) @ W_U
-    elif direction.size == len(W_U):
-        logits = direction @ W_U
-    else:
-        return None
-    return logits - logits.mean()
 
 
 def _unit(vector: Floats) -> Floats | None:
