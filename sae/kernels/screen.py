@@ -8,8 +8,8 @@ their bfloat16 copies, n = d_in, u = 2^-24, and s = x.w exactly:
   that really occurred.
 - The product adds exact products in float32 in any order, some processors by truncation: off by at most 2 g |xb| |wb|,
   g = n u / (1 - n u). The float32 dot product that decides is off from s by at most g |x| |w|, and |x| |w| is at most
-  1.01 |xb| |wb| since each copy differs by at most one part in 2^9. Together below n 2^-22 |xb| |wb| for n < 2^20.
-- Rounding the product to bfloat16 moves it by at most 2^-9 / (1 - 2^-9) |approx| < 2^-8 |approx|.
+  1.01 |xb| |wb| since each copy differs by at most one part in 2^8. Together below n 2^-22 |xb| |wb| for n < 2^20.
+- Rounding the product to bfloat16, which has 8 significant bits, moves it by at most 2^-8 |approx|.
 - Adding b_enc in float32 cannot change a sum's sign. Evaluating the bound itself in float32 costs a few units in the
   last place: 2^-20 (|approx| + |b_enc|), and factors (1 + 2^-20) on the rest. Underflow: n 2^-100 (1 + |x|).
 
