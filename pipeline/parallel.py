@@ -82,6 +82,18 @@ def ranks() -> Ranks:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks(Alone())
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"  # messages stay on the CPU
+        torch.distributed.init_process_group(backend, timeout=_PATIENCE)
         atexit.register(torch.distributed.destroy_process_group)  # its threads abort a process that just ends
     return Ranks(Group())
+
+
+def own_device(name: str) -> torch.device:
+    """The device that this rank trains on: of several on one machine, ``cuda`` means one each."""
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    if device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)  # what nccl and the kernels take where nothing is said
+    return device

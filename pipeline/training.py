@@ -12,7 +12,7 @@ kept orthogonal to directions, these as ``directions.safetensors``.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -30,9 +30,10 @@ from pipeline.harvest import mean_activation
 from pipeline.interruption import EXIT_TERMINATED, Interruption, deferred_interruption
 from pipeline.live import live_activations
 from pipeline.memory import START_ROWS
-from pipeline.parallel import ranks
-from pipeline.scalars import scalar_writer
+from pipeline.parallel import own_device, ranks
+from pipeline.scalars import Write, scalar_writer
 from pipeline.tokens import TokenTable
+from pipeline.torch_batches import TorchBatch, to_device
 from pipeline.training_state import LOG_SCHEMA, Checkpoints, Progress, density_tensors, to_parquet
 from pipeline.workspace import Workspace
 from sae.autoencoder import Autoencoder
@@ -144,22 +145,20 @@ class _Training:
         self._workspace = workspace
         self._directions = directions
         self.ranks = ranks()
+        self._device = own_device(workspace.runtime.device)
         self.under_way = False
-        runtime, run = workspace.runtime, spec(config, activations).id
-        self._write_scalars = scalar_writer(runtime.tensorboard if self.ranks.leads else None, run)
+        self._write_scalars: Write = scalar_writer(None, "")
 
     def follow(self) -> Made:
         """Takes every step of a training that another rank leads; where that found it, none."""
         message, tensors = self.ranks.hear()
         if "trainer" in message:
-            trainer = Trainer.restore(
-                self._config.autoencoder, tensors, message["trainer"],
-                threads=self._workspace.threads, collective=self.ranks.collective,
-            )  # fmt: skip
+            trainer = self._restored(tensors, message["trainer"])
             start = ReadState(**message["reader"])
-            with deferred_interruption() as interruption, self._batches(self._source(), start) as batches:
+            with deferred_interruption() as interruption, self._batches(self._source(), start) as read:
+                batches = to_device(read, self._device)
                 while trainer.steps_taken < self._config.autoencoder.steps:
-                    trainer.step(torch.from_numpy(next(batches).rows))
+                    trainer.step(next(batches).rows)
                     if self.ranks.any(interruption.signal is not None):
                         self._stop(interruption)
             message, _ = self.ranks.hear()
@@ -175,6 +174,7 @@ class _Training:
         """Trains from the newest checkpoint, or from the start, to the last step."""
         checkpoints = Checkpoints(staging)
         if _RESULT not in staging.finished:
+            self._write_scalars = scalar_writer(self._workspace.runtime.tensorboard, staging.spec.id)
             with deferred_interruption() as interruption:
                 source = self._source()
                 trainer, progress = self._train(source, checkpoints, interruption)
@@ -224,8 +224,9 @@ class _Training:
         waited, rows = 0.0, 0
         with (
             self._workspace.reporter.track("train", steps, "steps", start=trainer.steps_taken) as advance,
-            self._batches(source, progress.reader) as batches,
+            self._batches(source, progress.reader) as read,
         ):
+            batches = to_device(read, self._device)
             while trainer.steps_taken < steps:
                 asked = time.monotonic()
                 batch = next(batches)
@@ -246,10 +247,10 @@ class _Training:
     def _start(self) -> tuple[Trainer, Progress]:
         reader = ShardReader.of(self._activations)
         rows = next(iter(reader.sequential(min(START_ROWS, reader.n_rows)))).rows
+        mean = torch.from_numpy(mean_activation(self._activations))
         trainer = Trainer.start(
-            self._config.autoencoder, reader.d_in, torch.from_numpy(rows),
-            torch.from_numpy(mean_activation(self._activations)), encoder_directions=self._directions,
-            threads=self._workspace.threads, collective=self.ranks.collective,
+            self._config.autoencoder, reader.d_in, torch.from_numpy(rows).to(self._device), mean.to(self._device),
+            encoder_directions=self._directions, threads=self._workspace.threads, collective=self.ranks.collective,
         )  # fmt: skip
         return trainer, Progress(ReadState(epoch=0, batch=0))
 
@@ -259,20 +260,24 @@ class _Training:
             return None
         tensors, state = found
         trainer_tensors = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("trainer.")}
-        trainer = Trainer.restore(
-            self._config.autoencoder, trainer_tensors, state["trainer"],
-            threads=self._workspace.threads, collective=self.ranks.collective,
-        )  # fmt: skip
+        trainer = self._restored(trainer_tensors, state["trainer"])
         counts = list(tensors["density_counts"]) if "density_counts" in tensors else []
         progress = Progress(**(state["progress"] | {"reader": ReadState(**state["progress"]["reader"])}))
         progress.density_counts = counts
         return trainer, progress
 
-    def _step(self, trainer: Trainer, batch: Batch, checkpoints: Checkpoints) -> StepMetrics:
+    def _restored(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Trainer:
+        tensors = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+        return Trainer.restore(
+            self._config.autoencoder, tensors, state,
+            threads=self._workspace.threads, collective=self.ranks.collective,
+        )  # fmt: skip
+
+    def _step(self, trainer: Trainer, batch: TorchBatch, checkpoints: Checkpoints) -> StepMetrics:
         try:
-            return trainer.step(torch.from_numpy(batch.rows))
+            return trainer.step(batch.rows)
         except Diverged as error:
-            places = zip(batch.prompt[:8], batch.position[:8], strict=True)
+            places = zip(batch.prompt[:8].tolist(), batch.position[:8].tolist(), strict=True)
             tokens = ", ".join(f"{prompt}:{position}" for prompt, position in places)
             raise TrainingDiverged(
                 "the training loss is not finite",
@@ -287,7 +292,7 @@ class _Training:
             progress.window_start = metrics.rows_seen
             progress.density_steps.append(metrics.step)
             progress.density_rows.append(window.rows)
-            progress.density_counts.append(window.counts)
+            progress.density_counts.append(window.counts.cpu())
         if metrics.resampled is not None:
             progress.resamplings.append(asdict(metrics.resampled))
         last = metrics.step == self._config.autoencoder.steps
@@ -297,7 +302,7 @@ class _Training:
             entry = asdict(metrics) | {"resampled": 0 if metrics.resampled is None else len(metrics.resampled.features)}
             entry |= {"density_rows": window.rows, "dead_fraction": window.dead_fraction()}
             entry |= dict(zip(("below_1e-6", "below_1e-5", "below_1e-4"), below, strict=True))
-            entry |= {"loss_recovered": evaluate(trainer.autoencoder) if evaluated else None}
+            entry |= {"loss_recovered": evaluate(trainer.autoencoder.to("cpu")) if evaluated else None}
             progress.log.append(entry)
             self._write_scalars(entry)
 
@@ -314,7 +319,7 @@ class _Training:
         return lambda sae: measure_quality(sae, held_out, baselines).recovered
 
     def _write(self, staging: Staging, trainer: Trainer, progress: Progress) -> dict[str, Any]:
-        sae = trainer.autoencoder
+        sae = trainer.autoencoder.to("cpu")
         config = self._config.model_dump(mode="json")
         site = {"hook_name": self._activations.config["hook_name"], "model": self._activations.config["model"]}
         staging.write_bytes(WEIGHTS, safetensors.torch.save(autoencoder_tensors(sae)))

@@ -117,3 +117,19 @@ def test_the_report_opens_without_a_network(made: dict[str, Artifact]):
     assert "https://" not in page
     for name in ("density", "null_space", "kurtosis"):
         assert made[name].id in page
+
+
+def test_a_training_writes_tensorboard_events_under_its_id_and_a_found_one_none(
+    tiny_preset: Path, root: Path, finished: Chain, tmp_path: Path
+):
+    runtime = Runtime(root=root, threads=1, tensorboard=tmp_path / "events")
+    preset = load_preset(str(tiny_preset), ["train.autoencoder.seed=5"])
+
+    def train() -> Artifact:
+        return Chain(preset, Workspace.open(runtime, Quiet()), run_directly).train()
+
+    sae = train()
+    written = list((tmp_path / "events" / sae.id).iterdir())
+    assert len(written) == 1
+    assert train().id == sae.id
+    assert list((tmp_path / "events" / sae.id).iterdir()) == written
