@@ -32,10 +32,10 @@ from .resampling import Resampler, ResamplingState
 from .state import Json, TrainingState
 
 DENSE_ABOVE_SHARE = 0.2
-"""Share of d_sae that must be active for a dense step to be the faster one.
+"""Share of d_sae that must be active for a dense step to be the faster one, at d_in up to 400.
 
-Measured 0.25 (512 -> 4096) and 0.3 (512 -> 2048) where float32 products reach 90 GFLOP/s a core, less where they are
-faster.
+From there it falls with the root of d_in, to 0.18 of 4,096 features at 512 and 0.09 of 16,384 at 2048, near where
+bench/train.py sees the two cross: gathers of long rows miss the caches that a matrix product blocks for.
 """
 
 CUDA_DENSE_ABOVE_SHARE = 0.05
@@ -69,7 +69,7 @@ class Trainer:
         self._state = state
         self._collective = Alone() if collective is None else collective
         self._resampler = Resampler(config, state.resampling, state.encoder_basis, self._collective)
-        self._dense = self._shared(DenseEngine())
+        self._dense = self._shared(DenseEngine(bfloat16=config.precision == "bfloat16"))
         self._sparse: Engine | None = None
         self._threads = threads or torch.get_num_threads()
 
@@ -234,7 +234,8 @@ class Trainer:
             return self.config.engine
         if device not in ("cpu", "cuda") or (device == "cuda" and find_spec("triton") is None):
             return "dense"
-        share = DENSE_ABOVE_SHARE if device == "cpu" else CUDA_DENSE_ABOVE_SHARE
+        narrow = min(1.0, math.sqrt(400 / self._state.mean.shape[0]))
+        share = DENSE_ABOVE_SHARE * narrow if device == "cpu" else CUDA_DENSE_ABOVE_SHARE
         limit = self.config.dense_above_l0 or share * self.config.d_sae
         return "dense" if self._state.last_l0 > limit else "sparse"
 

@@ -15,13 +15,21 @@ from .interface import Forward, Moments, Objective, Stepped, Update, Weights
 
 
 class DenseEngine:
-    """Plain PyTorch; holds no state."""
+    """Plain PyTorch; keeps nothing between steps."""
+
+    def __init__(self, *, bfloat16: bool = False) -> None:
+        """Makes the engine.
+
+        Args:
+            bfloat16: round the factors of matrix products; weights, gradients' sums and Adam stay as they are.
+        """
+        self._bfloat16 = bfloat16
 
     def gradients(self, weights: Weights, rows: Tensor, objective: Objective) -> tuple[Weights, Forward]:
         """Gradients of the objective by autograd, in the precision of the weights."""
         leaves = Weights(*(tensor.detach().requires_grad_() for tensor in weights))
         with torch.enable_grad():
-            loss = losses.autoencoder_loss(leaves, rows, objective)
+            loss = losses.autoencoder_loss(leaves, rows, objective, bfloat16=self._bfloat16)
         return Weights(*torch.autograd.grad(loss.total, tuple(leaves))), loss.forward
 
     def step(self, weights: Weights, moments: Moments, rows: Tensor, objective: Objective, update: Update) -> Stepped:

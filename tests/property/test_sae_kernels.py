@@ -219,6 +219,7 @@ class WithGradients(DenseEngine):
     """The dense step from given gradients: what is left is projection, Adam and constraints."""
 
     def __init__(self, grads: Weights) -> None:
+        super().__init__()
         self._grads = grads
 
     def gradients(self, weights: Weights, rows: Tensor, objective: Objective):

@@ -65,6 +65,20 @@ def test_gradients_and_measurements_equal_float64_autograd(
         torch.testing.assert_close(getattr(forward, name).double(), getattr(exact, name), rtol=1e-4, atol=1e-5)
 
 
+def test_bfloat16_products_give_gradients_of_their_precision_and_leave_weights_in_float32():
+    weights, rows = random_weights(64, 200), random_rows(300, 64)
+    goal = objective(64)
+    grads, _ = DenseEngine(bfloat16=True).gradients(weights, rows, goal)
+    expected, _ = reference(weights, rows, goal)
+    for name, grad, truth in zip(Weights._fields, grads, expected, strict=True):
+        error = float((grad - truth).norm() / truth.norm())
+        assert 1e-6 < error < 5e-2, name
+        assert grad.dtype == torch.float32
+    moments = zero_moments(weights)
+    DenseEngine(bfloat16=True).step(weights, moments, rows, goal, update())
+    assert {tensor.dtype for tensors in (weights, *moments) for tensor in tensors} == {torch.float32}
+
+
 def torch_step(
     weights: Weights, moments: Moments, rows: Tensor, goal: Objective, change: Update
 ) -> tuple[Weights, Moments, float]:

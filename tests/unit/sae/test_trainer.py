@@ -23,6 +23,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"resampling": REINIT, "decoder_norm": "as-published", "b_enc_init": "calibrated", "target_l0": 2.0},
     {"resampling": ANTHROPIC, **RARE, "lr_warmup_steps": 5, "lr_decay_fraction": 0.5, "l1_warmup_steps": 7},
     {"resampling": ANTHROPIC, **RARE, "engine": "dense"},
+    {"engine": "dense", "precision": "bfloat16"},
     {"gradient_clip_norm": 0.1, "decoder_norm": "renormalise-before", "encoder_l1": 1e-3},
 ]
 
