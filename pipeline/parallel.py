@@ -90,10 +90,7 @@ def ranks() -> Ranks:
 
 def own_device(name: str) -> torch.device:
     """The device that this rank trains on: of several on one machine, ``cuda`` means one each."""
-    device = torch.device(name)
-    if device.type != "cuda":
-        return device
-    if device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)  # what nccl and the kernels take where nothing is said
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what nccl and the kernels take where nothing is said
     return device

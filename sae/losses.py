@@ -20,32 +20,22 @@ class Loss(NamedTuple):
     forward: Forward
 
 
-def autoencoder_loss(weights: Weights, rows: Tensor, objective: Objective, *, bfloat16: bool = False) -> Loss:
+def autoencoder_loss(weights: Weights, rows: Tensor, objective: Objective) -> Loss:
     """Computes the objective densely, in the precision of the weights.
 
     Args:
         weights: feature-major weights.
         rows: (B, d_in) activations.
         objective: coefficients and variants.
-        bfloat16: round the factors and results of matrix products, and of their gradients, to bfloat16; nothing else.
     """
-
-    def affine(offset: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        if not bfloat16:
-            return torch.addmm(offset, left, right)  # one pass less than a product and a sum
-        with torch.autocast(left.device.type, torch.bfloat16):
-            product = left @ right
-        return offset + product
-
     sae_in = rows - weights.b_dec if objective.subtract_b_dec else rows
-    acts = torch.relu(affine(weights.b_enc, sae_in, weights.enc.T))
-    error = affine(weights.b_dec - rows, acts, weights.dec)
+    acts = torch.relu(sae_in @ weights.enc.T + weights.b_enc)
+    error = acts @ weights.dec + weights.b_dec - rows
     l2 = error.square().sum(dim=1)
     l1 = acts @ weights.dec.norm(dim=1) if objective.l1_by_decoder_norm else acts.sum(dim=1)
-    active = (acts.detach() > 0).to(acts.dtype)  # summing booleans takes several times as long
-    l0, fired = (active.sum(dim=dim).to(torch.int64) for dim in (1, 0))
+    active = acts.detach() > 0
     deviation = (rows - objective.mean).square().sum(dim=1)
-    forward = Forward(l2.detach(), l1.detach(), l0, deviation, fired)
+    forward = Forward(l2.detach(), l1.detach(), active.sum(dim=1), deviation, active.sum(dim=0))
     total = l2.mean() + objective.l1_coeff * l1.mean() + encoder_penalty(weights.enc, objective)
     return Loss(total, forward)
 

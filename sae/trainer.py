@@ -31,12 +31,13 @@ from .metrics import DensityWindow, StepMetrics
 from .resampling import Resampler, ResamplingState
 from .state import Json, TrainingState
 
-DENSE_ABOVE_SHARE = 0.2
-"""Share of d_sae that must be active for a dense step to be the faster one, at d_in up to 400.
+DENSE_ABOVE_SHARE = 0.12
+"""Share of d_sae that must be active for a dense step to be the faster one, at d_in up to ``_NARROW``.
 
-From there it falls with the root of d_in, to 0.18 of 4,096 features at 512 and 0.09 of 16,384 at 2048, near where
-bench/train.py sees the two cross: gathers of long rows miss the caches that a matrix product blocks for.
+From there it falls with the root of d_in, to 0.06 at 2048, near where bench/train.py sees the two cross: gathers of
+long rows miss the caches that a matrix product blocks for.
 """
+_NARROW = 512
 
 CUDA_DENSE_ABOVE_SHARE = 0.05
 """The same on a CUDA device, whose dense step gathers nothing: reckoned from traffic (docs/training-cuda.md)."""
@@ -234,7 +235,7 @@ class Trainer:
             return self.config.engine
         if device not in ("cpu", "cuda") or (device == "cuda" and find_spec("triton") is None):
             return "dense"
-        narrow = min(1.0, math.sqrt(400 / self._state.mean.shape[0]))
+        narrow = min(1.0, math.sqrt(_NARROW / self._state.mean.shape[0]))
         share = DENSE_ABOVE_SHARE * narrow if device == "cpu" else CUDA_DENSE_ABOVE_SHARE
         limit = self.config.dense_above_l0 or share * self.config.d_sae
         return "dense" if self._state.last_l0 > limit else "sparse"

@@ -6,15 +6,12 @@ stay equal without being sent, since equal sums move them. Cost: gradients are w
 and all-reduced once a step. Rejected: torch's DistributedDataParallel, which wants a module and autograd's hooks.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from .. import losses
 from ..collective import Collective, gathered
-from .dense import apply_gradients
 from .interface import Engine, Forward, Moments, Objective, Stepped, Update, Weights
+from .update import stepped
 
 
 class SharedEngine:
@@ -52,12 +49,8 @@ class SharedEngine:
     def step(self, weights: Weights, moments: Moments, rows: Tensor, objective: Objective, update: Update) -> Stepped:
         """Takes one step in place, on every rank, or none where the loss is not finite."""
         grads, forward = self.gradients(weights, rows, objective)
-        loss = losses.batch_loss(forward, objective, weights.enc)
-        if not math.isfinite(loss):
-            return Stepped(forward, loss, math.nan, weights.dec.norm(dim=1))
-        grad_norm = apply_gradients(weights, moments, grads, update)
         self._engine.invalidate()
-        return Stepped(forward, loss, grad_norm, weights.dec.norm(dim=1))
+        return stepped(weights, moments, grads, forward, objective, update)
 
     def invalidate(self) -> None:
         """Tells the engine that something else changed the weights."""

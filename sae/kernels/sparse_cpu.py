@@ -23,9 +23,9 @@ from torch import Tensor
 from .. import losses
 from ..config import DecoderNorm
 from . import compiled
-from .dense import apply_gradients
 from .interface import Forward, Moments, Objective, Stepped, Update, Weights
 from .screen import ROW_BLOCK, EncoderView, Screen, bfloat16_is_faster
+from .update import stepped
 from .workers import Workers
 
 FEATURE_BLOCK: Final = 64
@@ -120,8 +120,7 @@ class SparseEngine:
             return Stepped(forward, loss, grad_norm, torch.from_numpy(view.dec_norms.copy()))
         grads = self._write_gradients(weights, entries, objective, view)
         self.invalidate()
-        grad_norm = apply_gradients(weights, moments, grads, update)
-        return Stepped(forward, loss, grad_norm, weights.dec.norm(dim=1))
+        return stepped(weights, moments, grads, forward, objective, update)
 
     def _current_view(self, weights: Weights) -> _View:
         """The view that the last step left, or a new one; buffers are of one shape of weights."""

@@ -21,9 +21,10 @@ from torch import Tensor
 from .. import losses
 from ..config import DecoderNorm
 from . import triton_kernels, triton_screen
-from .dense import DenseEngine, apply_gradients
+from .dense import DenseEngine
 from .interface import Forward, Moments, Objective, Stepped, Update, Weights
 from .triton_screen import Tiles, View, launch
+from .update import stepped
 
 FEATURES_A_PROGRAM: Final = 8
 """Features of a backward program, on average: fewer would write more parts of b_dec's gradient."""
@@ -105,8 +106,7 @@ class TritonEngine:
                 return Stepped(forward, loss, grad_norm, view.dec_norms.clone())
             grads = _write_gradients(weights, entries, objective, view)
             self.invalidate()
-            grad_norm = apply_gradients(weights, moments, grads, update)
-            return Stepped(forward, loss, grad_norm, weights.dec.norm(dim=1))
+            return stepped(weights, moments, grads, forward, objective, update)
 
     def forward(self, weights: Weights, rows: Tensor, objective: Objective) -> tuple[Entries, Forward] | None:
         """Finds a batch's active entries and measures it; None where it has no room for them."""

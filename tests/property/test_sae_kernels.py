@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae.kernels.dense import DenseEngine
-from sae.kernels.interface import Moments, Objective, Update, Weights
+from sae.kernels.interface import Engine, Moments, Objective, Update, Weights
+from sae.kernels.reference import ReferenceEngine
 from sae.kernels.screen import ROW_BLOCK
 from sae.kernels.sparse_cpu import SparseEngine
 
 ENGINES = [SparseEngine(threads=threads, bfloat16=bfloat16) for threads in (1, 2) for bfloat16 in (True, False)]
+DENSE = DenseEngine()
 KINDS = (
     "random",
     "all dead",
@@ -176,7 +178,18 @@ def test_active_entries_are_those_above_zero_up_to_float32_rounding(case: Case, 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases(), engine=st.sampled_from(ENGINES))
 def test_gradients_equal_float64_autograd(case: Case, engine: SparseEngine):
-    truth = reference(case, active_entries(engine, case))
+    assert_gradients_are_autograds(engine, case, active_entries(engine, case))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases())
+def test_dense_gradients_equal_float64_autograd_in_memory_that_is_used_again(case: Case):
+    sae_in = case.rows - case.weights.b_dec if case.objective.subtract_b_dec else case.rows
+    assert_gradients_are_autograds(DENSE, case, (sae_in @ case.weights.enc.T).add_(case.weights.b_enc) > 0)
+
+
+def assert_gradients_are_autograds(engine: Engine, case: Case, active: Tensor) -> None:
+    truth = reference(case, active)
     grads, forward = engine.gradients(case.weights, case.rows, case.objective)
     for name, grad, expected, size in zip(Weights._fields, grads, truth.grads, truth.sizes, strict=True):
         error = float((grad.double() - expected).norm())
@@ -215,7 +228,7 @@ def test_a_step_equals_the_dense_step_given_the_same_gradients(
     engine.invalidate()
 
 
-class WithGradients(DenseEngine):
+class WithGradients(ReferenceEngine):
     """The dense step from given gradients: what is left is projection, Adam and constraints."""
 
     def __init__(self, grads: Weights) -> None:

@@ -13,6 +13,7 @@ from sae.constraints import orthonormal_basis, unit_rows
 from sae.kernels import compiled
 from sae.kernels.dense import DenseEngine
 from sae.kernels.interface import Engine, Forward, Moments, Objective, Stepped, Update, Weights
+from sae.kernels.reference import ReferenceEngine
 from sae.kernels.screen import bfloat16_is_faster
 from sae.kernels.sparse_cpu import SparseEngine
 
@@ -43,7 +44,7 @@ def in_float64(goal: Objective) -> Objective:
 
 
 def reference(weights: Weights, rows: Tensor, goal: Objective) -> tuple[Weights, Forward]:
-    return DenseEngine().gradients(double(weights), rows.double(), in_float64(goal))
+    return ReferenceEngine().gradients(double(weights), rows.double(), in_float64(goal))
 
 
 @pytest.mark.parametrize("options", OBJECTIVES)
@@ -68,12 +69,14 @@ def test_gradients_and_measurements_equal_float64_autograd(
 def test_bfloat16_products_give_gradients_of_their_precision_and_leave_weights_in_float32():
     weights, rows = random_weights(64, 200), random_rows(300, 64)
     goal = objective(64)
-    grads, _ = DenseEngine(bfloat16=True).gradients(weights, rows, goal)
+    grads, forward = DenseEngine(bfloat16=True).gradients(weights, rows, goal)
     expected, _ = reference(weights, rows, goal)
     for name, grad, truth in zip(Weights._fields, grads, expected, strict=True):
         error = float((grad - truth).norm() / truth.norm())
         assert 1e-6 < error < 5e-2, name
         assert grad.dtype == torch.float32
+    acts = torch.relu((rows - weights.b_dec).bfloat16() @ weights.enc.bfloat16().T + weights.b_enc)
+    torch.testing.assert_close(forward.l1, acts.sum(dim=1), rtol=1e-3, atol=1e-3)
     moments = zero_moments(weights)
     DenseEngine(bfloat16=True).step(weights, moments, rows, goal, update())
     assert {tensor.dtype for tensors in (weights, *moments) for tensor in tensors} == {torch.float32}
