@@ -1,7 +1,8 @@
 """The public API of a notebook: open what a run made, by any name it answers to.
 
 A reference is an id, the unique beginning of one, a tag, ``latest``, or the path of an artifact's folder. Artifacts are
-looked for in SPARSEMILL_HOME, else in ``./artifacts``. ``examples/activation_store.ipynb`` shows all of it at work.
+looked for in SPARSEMILL_HOME, else in ``./artifacts``. ``examples/activation_store.ipynb`` shows the stores at work,
+``examples/autoencoder_features.ipynb`` the autoencoders.
 
 Examples:
     Rows, and where they come from:
@@ -41,19 +42,31 @@ Examples:
 
     >>> sae = sparsemill.open_sae("latest")
     >>> l0 = (sae.encode(torch.from_numpy(batch.rows)) > 0).sum(1)
+
+    Its features: what fires on a text, what one does to the logits, and where it fires most:
+
+    >>> features = sparsemill.open_features("latest")
+    >>> feature = features.firing("word_3 word_5 word_8")["feature"][0].as_py()
+    >>> logits, best = features.logits(feature), features.examples(feature)
 """
 
 from pathlib import Path
 
+from pipeline.analyzing import Inputs
+from pipeline.checkpoints.exporting import export_autoencoder
+from pipeline.checkpoints.formats import is_checkpoint, read_checkpoint
+from pipeline.checkpoints.importing import import_checkpoint
 from pipeline.config import Runtime, load_preset, preset_names
+from pipeline.features import Example, Examples, Features
 from pipeline.harvest import moments
 from pipeline.language_model import LanguageModel
 from pipeline.language_model import load as load_language_model
 from pipeline.statistics import Moments
-from pipeline.texts import Texts, texts_of
+from pipeline.texts import Excerpt, Highlighted, Texts, texts_of
 from pipeline.tokens import TokenTable
 from pipeline.torch_batches import TorchBatches, to_device
 from pipeline.training import AUTOENCODER_STAGES, load_autoencoder
+from pipeline.workspace import Workspace
 from sae.autoencoder import Autoencoder
 from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore
@@ -65,6 +78,8 @@ __all__ = [
     "open_texts",
     "open_statistics",
     "open_sae",
+    "open_features",
+    "export_sae",
     "open_tokens",
     "load_language_model",
     "load_preset",
@@ -74,6 +89,11 @@ __all__ = [
     "ArtifactStore",
     "Autoencoder",
     "BatchOrder",
+    "Example",
+    "Examples",
+    "Excerpt",
+    "Features",
+    "Highlighted",
     "LanguageModel",
     "Moments",
     "ReadState",
@@ -120,10 +140,59 @@ def open_statistics(reference: str = "latest", *, root: Path | str | None = None
 
 
 def open_sae(reference: str = "latest", *, root: Path | str | None = None) -> Autoencoder:
-    """An autoencoder, trained here or imported."""
+    """An autoencoder: trained here, imported, or a checkpoint as :func:`open_features` takes it."""
+    if is_checkpoint(reference):
+        return read_checkpoint(reference).sae
     return load_autoencoder(artifacts(root).resolve(reference, stage=AUTOENCODER_STAGES))
+
+
+def open_features(
+    reference: str = "latest",
+    *,
+    activations: str | None = None,
+    model: str | None = None,
+    hook_name: str | None = None,
+    root: Path | str | None = None,
+) -> Features:
+    """The features of an autoencoder: which fire on a text, and what each does.
+
+    Args:
+        reference: of an autoencoder; or a checkpoint, which is imported first: the post's ``{n}.pt``, a SAELens or
+            dictionary_learning folder, a path with a slash in it or ``hf://owner/repository[@revision][/path]``.
+        activations: of a checkpoint: reference of a harvest at its site, in which examples are looked for.
+        model: of a checkpoint without one: the language model, such as ``gelu-1l``.
+        hook_name: of a checkpoint that does not say it: its site.
+        root: of the artifact store.
+    """
+    workspace = _workspace(root)
+    if not is_checkpoint(reference):
+        return Features(Inputs(workspace.store.resolve(reference, stage=AUTOENCODER_STAGES), {}, workspace))
+    harvest = None if activations is None else workspace.store.resolve(activations, stage="harvest")
+    made = import_checkpoint(reference, workspace, activations=harvest, model=model, hook_name=hook_name)
+    return Features(Inputs(made.artifact, {}, workspace))
+
+
+def export_sae(
+    reference: str, folder: Path | str, kind: str = "saelens", *, root: Path | str | None = None
+) -> list[Path]:
+    """Writes an autoencoder as another program keeps it, and returns the files.
+
+    Args:
+        reference: of the autoencoder.
+        folder: new, or empty.
+        kind: ``saelens`` or ``dictionary_learning``.
+        root: of the artifact store.
+    """
+    workspace = _workspace(root)
+    return export_autoencoder(
+        workspace.store.resolve(reference, stage=AUTOENCODER_STAGES), kind, Path(folder), workspace
+    )
 
 
 def open_tokens(reference: str = "latest", *, root: Path | str | None = None) -> TokenTable:
     """The prompts of a tokens artifact."""
     return TokenTable(artifacts(root).resolve(reference, stage="tokenize"))
+
+
+def _workspace(root: Path | str | None) -> Workspace:
+    return Workspace.open(Runtime() if root is None else Runtime(root=Path(root)))

@@ -44,7 +44,7 @@ def available(sae: Artifact) -> frozenset[Need]:
     """What there is to read beside an autoencoder's own weights: one that was imported may have come alone."""
     found: set[Need] = {"training_log"} if sae.stage == "train" else set()
     if "activations" in sae.parents:
-        found |= {"store", "model", "tokens", "survey", "density", "loss_recovered"}
+        found |= {"store", "statistics", "model", "tokens", "survey", "density", "loss_recovered"}
     elif sae.config["model"] is not None:
         found |= {"model"}
     return frozenset(found)
@@ -114,8 +114,8 @@ def analyze(
         survey: of the autoencoder, where the analysis reads it.
         companions: the autoencoders that it is compared with, where the analysis compares, in the order of its tables.
     """
-    others = tuple(_Inputs(other.sae, other.findings, workspace, None) for other in companions)
-    inputs = _Inputs(sae, findings, workspace, survey, others)
+    others = tuple(Inputs(other.sae, other.findings, workspace, None) for other in companions)
+    inputs = Inputs(sae, findings, workspace, survey, others)
     spec = Spec(
         "analyze",
         analysis.version,
@@ -152,25 +152,45 @@ def load_result(artifact: Artifact) -> AnalysisResult:
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What analyses of one autoencoder may read, opened when first asked for."""
+class Inputs:
+    """What there is to read of one autoencoder, opened when first asked for.
+
+    Attributes:
+        sae: the autoencoder.
+        findings: analyses made of it, by name.
+        workspace: where parents are.
+        survey: of the autoencoder, where something reads it.
+        companions: the autoencoders that it is compared with.
+    """
 
     sae: Artifact
     findings: Mapping[str, Artifact]
     workspace: Workspace
-    survey: Artifact | None
-    companions: "tuple[_Inputs, ...]" = ()
+    survey: Artifact | None = None
+    companions: "tuple[Inputs, ...]" = ()
 
     @cached_property
     def activations(self) -> Artifact:
+        """Its parent."""
         return self.workspace.store.parent(self.sae, "activations")
 
     @cached_property
     def tokens(self) -> Artifact:
+        """The activations' parent."""
         return self.workspace.store.parent(self.activations, "tokens")
 
     @cached_property
     def model(self) -> LanguageModel:
+        """The language model, as it was when the activations were harvested.
+
+        Raises:
+            ConfigError: it is another now, or none was named at an import.
+        """
+        if "model" not in available(self.sae):
+            raise ConfigError(
+                "the language model is not known", where=self.sae.id,
+                remedy="import the autoencoder with --activations HARVEST, or --model NAME",
+            )  # fmt: skip
         recorded = self.activations if "activations" in self.sae.parents else self.sae
         return language_model.load_recorded(recorded)  # beside the autoencoder, on the CPU
 
@@ -182,13 +202,14 @@ class _Inputs:
         """Artifacts by role; the language model's hashes are part of the activations' spec."""
         parents: dict[str, Callable[[], Artifact]] = {
             "store": lambda: self.activations,
+            "statistics": lambda: self.activations,
             "model": lambda: self.activations,
             "tokens": lambda: self.tokens,
             "survey": self._need_survey,
             "density": lambda: self.findings["density"],
             "loss_recovered": lambda: self.findings["loss_recovered"],
         }
-        roles = {"store": "activations", "model": "activations"}
+        roles: dict[str, str] = dict.fromkeys(("store", "statistics", "model"), "activations")
         for name in findings_read([analysis], available(self.sae) | analysis.requires):
             if name not in self.findings:
                 raise ConfigError(f"analysis {analysis.name} reads the {name} analysis, which was not made")
@@ -204,10 +225,14 @@ class _Inputs:
 
     def context(self, analysis: Analysis) -> Context:
         """Everything the analysis declared that it reads, and nothing else."""
-        reads = self.reads(analysis)
+        context = self.read(self.reads(analysis))
+        return self._beside_others(context, analysis) if "companions" in analysis.requires else context
+
+    def read(self, reads: frozenset[Need]) -> Context:
+        """What is asked for, and nothing else."""
         settings = training.settings(self.sae)
         directions = training.read_directions(self.sae)
-        context = Context(
+        return Context(
             sae=training.load_autoencoder(self.sae),
             hook_name=settings["hook_name"],
             sae_config=settings["config"],
@@ -219,14 +244,13 @@ class _Inputs:
             densities=load_densities(self.findings["density"]) if "density" in reads else None,
             training_log=training.training_log(self.sae) if "training_log" in reads else None,
             training_densities=training.training_densities(self.sae) if "training_log" in reads else None,
-            mean_activation=torch.from_numpy(mean_activation(self.activations)) if "store" in reads else None,
-            moments=moments(self.activations) if "store" in reads else None,
+            mean_activation=torch.from_numpy(mean_activation(self.activations)) if "statistics" in reads else None,
+            moments=moments(self.activations) if "statistics" in reads else None,
             first_position=0 if "activations" in self.sae.parents and self.activations.config["include_bos"] else 1,
             encoder_directions=None if directions is None else directions.double().numpy(),
             numbers={name: facts(self.findings[name])["numbers"] for name in FINDINGS if name in reads},
             site=settings["hook_name"],
         )
-        return self._beside_others(context, analysis) if "companions" in analysis.requires else context
 
     def _beside_others(self, context: Context, analysis: Analysis) -> Context:
         described = [self.describe(), *(other.describe() for other in self.companions)]

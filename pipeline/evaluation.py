@@ -2,9 +2,11 @@
 
 For a micro-batch of prompts the activations at the hook are computed once, every replacement is made from them, and the
 model then runs once a condition with the activations of harvested positions swapped; cross-entropy is averaged over the
-predictions made from these positions, prompt by prompt, so that a bootstrap over prompts costs nothing more. A density
-floor's reconstructions share one encode, and one decode in total: features are decoded in groups between floors and
-added up. Loss recovered is (zero - reconstruction) / (zero - clean): 1 is no loss at all, 0 is no better than zeros.
+predictions made from these positions, prompt by prompt, so that a bootstrap over prompts costs nothing more. The clean
+model gets the activations back as they were: computed by two ways they could differ in the last bits, and an
+autoencoder that changes nothing would not recover exactly everything. A density floor's reconstructions share one
+encode, and one decode in total: features are decoded in groups between floors and added up. Loss recovered is (zero -
+reconstruction) / (zero - clean): 1 is no loss at all, 0 is no better than zeros.
 
 Cost: one forward pass with unembedding a condition and prompt; at a vocabulary of 4,096 and 400 prompts of 128 tokens
 one to two seconds a condition on two cores. Micro-batches keep the logits small (8 x 128 x 4,096 floats are 17 MB).
@@ -29,7 +31,7 @@ from sae.autoencoder import Autoencoder
 from storage.errors import InputError
 
 Losses = npt.NDArray[np.float64]
-Replace = Callable[[Tensor], Mapping[str, Tensor | None]]
+Replace = Callable[[Tensor], Mapping[str, Tensor]]
 
 MICRO_BATCH_PROMPTS = 8
 
@@ -114,8 +116,8 @@ def baseline_losses(held_out: HeldOut) -> dict[str, Losses]:
         Nats per token, float64 (n,), a condition.
     """
 
-    def replace(acts: Tensor) -> dict[str, Tensor | None]:
-        conditions: dict[str, Tensor | None] = {"clean": None, "zero": torch.zeros_like(acts)}
+    def replace(acts: Tensor) -> dict[str, Tensor]:
+        conditions = {"clean": acts, "zero": torch.zeros_like(acts)}
         if held_out.mean is not None:
             conditions["mean"] = held_out.mean.to(acts).expand_as(acts)
         return conditions
@@ -147,11 +149,11 @@ def reconstruction_losses(
     groups = _groups_between(density, floors)
     fit = _FitSums()
 
-    def replace(acts: Tensor) -> dict[str, Tensor | None]:
+    def replace(acts: Tensor) -> dict[str, Tensor]:
         feature_acts = sae.encode(acts)
         full = sae.decode(feature_acts)
         fit.add(acts, full, feature_acts)
-        conditions: dict[str, Tensor | None] = {"reconstruction": full}
+        conditions = {"reconstruction": full}
         partial_sum = sae.b_dec.expand_as(acts)
         for floor, features in groups:
             partial_sum = partial_sum + feature_acts[..., features] @ sae.W_dec[features]
@@ -225,7 +227,7 @@ def cross_entropies(held_out: HeldOut, replace: Replace) -> dict[str, Losses]:
     Args:
         held_out: where.
         replace: from the harvested activations (m, L, d_in) of a micro-batch to replacements of that shape by
-            condition; None leaves the model alone.
+            condition.
 
     Returns:
         Mean nats per token over the predictions made from harvested positions, float64 (n,), by condition.
@@ -236,7 +238,7 @@ def cross_entropies(held_out: HeldOut, replace: Replace) -> dict[str, Losses]:
         for tokens in held_out.tokens.split(held_out.micro_batch_prompts):
             acts = held_out.model.activations(tokens, held_out.hook_name)[:, first:]
             for name, replacement in replace(acts).items():
-                edits = None if replacement is None else {held_out.hook_name: partial(_put, replacement, first)}
+                edits = {held_out.hook_name: partial(_put, replacement, first)}
                 losses.setdefault(name, []).append(_prompt_losses(held_out.model.logits(tokens, edits), tokens, first))
     return {name: torch.cat(values).double().cpu().numpy() for name, values in losses.items()}
 

@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from pipeline import analyzing, training
-from pipeline.analysis.published import RunFacts, comparison_note, headline_rows, highlights
+from pipeline import analyzing, commands, training
+from pipeline.analysis import ANALYSES
+from pipeline.analysis.post import RunFacts
+from pipeline.analysis.published import Numbers, comparison_note, headline_rows, highlights
 from pipeline.report import Column, ComparisonInputs, LineageStep, ReportInputs, Section, write_comparison, write_report
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
 from storage.artifacts import Made, Result, Spec, Staging
 from storage.fingerprint import Json
 
-OUTPUT_VERSION = 2
+OUTPUT_VERSION = 3
 
 
 class _Origin(NamedTuple):
@@ -36,9 +39,10 @@ def report(title: str, sae: Artifact, findings: Mapping[str, Artifact], workspac
     Args:
         title: name of the run, such as the preset's.
         sae: an artifact of ``training.AUTOENCODER_STAGES``.
-        findings: its analyses by name, in the report's order.
+        findings: its analyses by name; the report has them in the registry's order.
         workspace: where it happens.
     """
+    findings = _in_order(findings)
     spec = _spec({"title": title}, {"sae": sae, **findings})
 
     def produce(staging: Staging) -> Result:
@@ -67,16 +71,41 @@ def compare(reports: Sequence[Artifact], matches: Artifact | None, workspace: Wo
 
 
 def findings_of(made: Artifact, workspace: Workspace) -> dict[str, Artifact]:
-    """The analyses that a report shows, by name; those of a comparison have the autoencoder's letter in front."""
+    """The analyses that a report shows, in its order; those of a comparison have the autoencoder's letter in front."""
     parent = workspace.store.parent
-    found = {name: parent(made, name) for name in made.parents if made.parents[name].id.startswith("analyze-")}
-    if "analyses" in facts(made):
-        found = {name: found[name] for name in facts(made)["analyses"]}  # in the report's order
+    analyses = [name for name, one in made.parents.items() if one.id.startswith("analyze-")]
+    found = _in_order({name: parent(made, name) for name in analyses})
     reports = [name for name in sorted(made.parents) if name.startswith("report_")]
     for place, role in enumerate(reports):
         theirs = findings_of(parent(made, role), workspace)
         found |= {f"{_letter(place)}-{name}": artifact for name, artifact in theirs.items()}
     return found
+
+
+def headline_markdown(made: Artifact, workspace: Workspace) -> str:
+    """The headline table of a report on one autoencoder, as Markdown.
+
+    Args:
+        made: the report.
+        workspace: where its parents are.
+    """
+    numbers, run = _measured(findings_of(made, workspace), _origin(workspace.store.parent(made, "sae"), workspace))
+    rows = [("quantity", "this run", "the post", "comparable"), ("---",) * 4]
+    for row in headline_rows(numbers, run):
+        comparable = f"{'yes' if row.comparable else 'no'}: {row.why}"
+        rows.append((row.quantity, row.here, row.post, comparable))
+    return "".join(f"| {' | '.join(escape(cell).replace('|', '&#124;') for cell in row)} |\n" for row in rows)
+
+
+def _in_order(findings: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """Analyses in the registry's order; those that it no longer has come last, by name."""
+    places = {name: place for place, name in enumerate(ANALYSES)}
+    return dict(sorted(findings.items(), key=lambda item: (places.get(item[0], len(places)), item[0])))
+
+
+def _measured(findings: Mapping[str, Artifact], origin: _Origin) -> tuple[dict[str, Numbers], RunFacts]:
+    """What the headline table is made from: numbers by analysis, and what decides whether they compare."""
+    return {name: facts(artifact)["numbers"] for name, artifact in findings.items()}, _run_facts(origin)
 
 
 def _spec(config: Mapping[str, Json], parents: Mapping[str, Artifact]) -> Spec:
@@ -95,20 +124,18 @@ def _stage(staging: Staging, files: Mapping[str, bytes]) -> None:
 
 def _inputs(title: str, sae: Artifact, findings: Mapping[str, Artifact], workspace: Workspace) -> ReportInputs:
     origin = _origin(sae, workspace)
-    numbers = {name: facts(artifact)["numbers"] for name, artifact in findings.items()}
-    run = _run_facts(origin)
-    made_by = {"train": f"sparsemill replicate --preset {title}"}
+    numbers, run = _measured(findings, origin)
     return ReportInputs(
         title=f"Sparse features of {'the demo model' if run.model == 'demo' else run.model}",
         preset=title,
         facts=_described(origin, run),
         lineage=_lineage(origin),
-        sections=[_section(name, artifact, sae) for name, artifact in findings.items()],
+        sections=[_section(name, artifact, sae, workspace) for name, artifact in findings.items()],
         headline=headline_rows(numbers, run),
         note=comparison_note(run) if run.train_tokens else "",
         highlights=highlights(numbers),
         summary=f"A sparse autoencoder on {run.hook_name}, measured as the post measured its own.",
-        command=made_by.get(sae.stage, f"sparsemill analyze {sae.id} --preset {title}"),
+        command=commands.to_train(title, sae, workspace),
         version=version("sparsemill"),
     )
 
@@ -118,8 +145,7 @@ def _comparison_inputs(reports: Sequence[Artifact], matches: Artifact | None, wo
     columns: list[Column] = []
     for place, (sae, made) in enumerate(zip(saes, reports, strict=True)):
         origin, findings = _origin(sae, workspace), findings_of(made, workspace)
-        run = _run_facts(origin)
-        numbers = {name: facts(artifact)["numbers"] for name, artifact in findings.items()}
+        numbers, run = _measured(findings, origin)
         columns.append(
             Column(
                 letter=_letter(place),
@@ -128,12 +154,12 @@ def _comparison_inputs(reports: Sequence[Artifact], matches: Artifact | None, wo
                 facts=_described(origin, run),
                 settings=_flat(training.settings(sae)["config"]),
                 headline=headline_rows(numbers, run),
-                sections=[_section(name, artifact, sae) for name, artifact in findings.items()],
+                sections=[_section(name, artifact, sae, workspace) for name, artifact in findings.items()],
             )
         )
     return ComparisonInputs(
         columns=columns,
-        matches=None if matches is None else _section("cross_seed", matches, saes[0]),
+        matches=None if matches is None else _section("cross_seed", matches, saes[0], workspace),
         command=f"sparsemill report compare {' '.join(sae.id for sae in saes)}",
         version=version("sparsemill"),
     )
@@ -187,15 +213,14 @@ def _lineage(origin: _Origin) -> list[LineageStep]:
     return [*steps, LineageStep(origin.sae.stage, origin.sae.id, trained or {"format": own["format"]})]
 
 
-def _section(name: str, artifact: Artifact, sae: Artifact) -> Section:
-    others = (f" --with {other}" for other in analyzing.companion_ids(artifact))
+def _section(name: str, artifact: Artifact, sae: Artifact, workspace: Workspace) -> Section:
     options = artifact.config["options"]
     return Section(
         name=name,
         artifact_id=artifact.id,
         options=options if isinstance(options, Mapping) else {},
         result=analyzing.load_result(artifact),
-        command=f"sparsemill analyze {sae.id} --only {name}{''.join(others)}",
+        command=commands.to_analyze(name, artifact, sae, workspace),
     )
 
 

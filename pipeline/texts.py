@@ -7,10 +7,12 @@ a prompt of T tokens is decoded T times, a millisecond at 128 tokens. Rejected: 
 character of two tokens becomes two replacement signs), and the byte tables of one kind of tokenizer (others have none).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +44,43 @@ class Excerpt:
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(self.before)}<mark>{escape(self.token)}</mark>{escape(self.after)}</pre>"
+
+
+@dataclass(frozen=True)
+class Highlighted:
+    """A text with a feature's activation on every token.
+
+    As a string, pieces that it fires on stand in guillemets; in a notebook they are marked, the stronger the fuller,
+    and pointing at one tells the activation.
+
+    Attributes:
+        pieces: text of each token, or of the few tokens that make up its characters.
+        activations: of each piece, the largest of its tokens'; 0 where the feature does not fire.
+        scale: the activation that is marked in full.
+    """
+
+    pieces: tuple[str, ...]
+    activations: tuple[float, ...]
+    scale: float
+
+    def __str__(self) -> str:
+        pairs = zip(self.pieces, self.activations, strict=True)
+        return "".join(f"«{piece}»" if activation > 0 else piece for piece, activation in pairs)
+
+    def to_html(self) -> str:
+        """The text, escaped, with the pieces that it fires on marked."""
+        pairs = zip(self.pieces, self.activations, strict=True)
+        return f"<pre>{''.join(self._marked(escape(piece), activation) for piece, activation in pairs)}</pre>"
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def _marked(self, piece: str, activation: float) -> str:
+        if activation <= 0:
+            return piece
+        fullness = min(0.15 + 0.65 * activation / self.scale, 0.8)
+        style = f"color: inherit; background: rgba(255, 150, 0, {fullness:.2f})"
+        return f'<mark style="{style}" title="{activation:.3g}">{piece}</mark>'
 
 
 class Origin(NamedTuple):
@@ -81,7 +120,7 @@ class Texts:
 
         A character that the prompt's beginning or end cuts in two shows as the replacement sign.
         """
-        return self._decode(self._ids(number))
+        return _decode(self._tokenizer, self._ids(number))
 
     def around(self, prompt: int, position: int, before: int = 20, after: int = 10) -> Excerpt:
         """A token in its text, special tokens included.
@@ -102,7 +141,7 @@ class Texts:
                 found=f"position {position}, {before} tokens before and {after} after",
                 expected=f"a position from 0 to {len(ids) - 1}, and 0 or more tokens",
             )  # fmt: skip
-        text, cuts = self._cut(ids)
+        text, cuts = _cut(self._tokenizer, ids)
         start, end = _last(cuts, position), _first(cuts, position + 1)
         first, last = _last(cuts, max(0, start - before)), _first(cuts, min(len(ids), end + after))
         return Excerpt(text[cuts[first] : cuts[start]], text[cuts[start] : cuts[end]], text[cuts[end] : cuts[last]])
@@ -121,20 +160,6 @@ class Texts:
         n = self._tokens.n_prompts("train")
         if not 0 <= prompt < n:
             raise InputError("no such prompt", where=self._tokens.artifact.id, found=prompt, expected=f"0 to {n - 1}")
-
-    def _cut(self, ids: list[int]) -> tuple[str, dict[int, int]]:
-        """The text of all tokens and, for each token boundary that is a character's too, how much is before it."""
-        text = self._decode(ids)
-        boundaries: dict[int, int] = {}
-        for count in range(len(ids)):
-            so_far = self._decode(ids[:count])
-            if text.startswith(so_far):
-                boundaries.setdefault(len(so_far), count)  # tokens without text of their own join the next one
-        boundaries[len(text)] = len(ids)
-        return text, {count: length for length, count in boundaries.items()}
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     @cached_property
     def _document_of(self) -> npt.NDArray[np.int32]:
@@ -164,6 +189,45 @@ def texts_of(activations: Artifact, tokens: Artifact) -> Texts:
             found=f"tokenizer sha256 {found[:12]}", expected=expected[:12], remedy="restore that model's files",
         )  # fmt: skip
     return Texts(TokenTable(tokens), tokenizer)
+
+
+def highlight(
+    tokenizer: Tokenizer,
+    ids: list[int],
+    activations: npt.NDArray[np.floating[Any]] | Sequence[float],
+    scale: float | None = None,
+) -> Highlighted:
+    """Puts a feature's activations on the text of tokens.
+
+    Args:
+        tokenizer: that made them.
+        ids: of the tokens, n.
+        activations: of the feature, 0 or more, (n,).
+        scale: the activation that is marked in full; the largest of these by default.
+    """
+    text, cuts = _cut(tokenizer, ids)
+    pieces: list[str] = []
+    found: list[float] = []
+    for start, end in pairwise(sorted(cuts)):
+        pieces.append(text[cuts[start] : cuts[end]])
+        found.append(float(max(activations[start:end])))
+    return Highlighted(tuple(pieces), tuple(found), max(found, default=0.0) if scale is None else scale)
+
+
+def _cut(tokenizer: Tokenizer, ids: list[int]) -> tuple[str, dict[int, int]]:
+    """The text of all tokens and, for each token boundary that is a character's too, how much is before it."""
+    text = _decode(tokenizer, ids)
+    boundaries: dict[int, int] = {}
+    for count in range(len(ids)):
+        so_far = _decode(tokenizer, ids[:count])
+        if text.startswith(so_far):
+            boundaries.setdefault(len(so_far), count)  # tokens without text of their own join the next one
+    boundaries[len(text)] = len(ids)
+    return text, {count: length for length, count in boundaries.items()}
+
+
+def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def _last(cuts: dict[int, int], position: int) -> int:

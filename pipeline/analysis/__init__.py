@@ -33,24 +33,24 @@ ANALYSES: dict[str, Analysis] = {
         (
             density,
             loss_recovered,
-            rare_cluster,
-            rare_direction,
             neuron_sparsity,
             kurtosis,
+            rare_cluster,
+            rare_direction,
+            cross_seed,
+            orthogonal_rerun,
             enc_dec,
             null_space,
             geometry,
             bias_density,
             training_dynamics,
-            cross_seed,
-            orthogonal_rerun,
+            case_studies,
             encoder_sparsity,
             site_comparison,
-            case_studies,
         ),
     )
 }
-"""Every analysis by name, in the order of the report."""
+"""Every analysis by name, in the order of the report; none comes before one that it reads."""
 
 __all__ = [
     "ANALYSES",

@@ -8,6 +8,7 @@ Source: Towards Monosemanticity, appendix; the comment on features that try to d
 
 import numpy as np
 import plotly.graph_objects as go
+import pyarrow as pa
 from pydantic import Field
 from scipy.stats import rankdata
 
@@ -17,7 +18,7 @@ from pipeline.analysis.display import show
 from pipeline.analysis.registry import AnalysisOptions, NumberLabel
 from pipeline.analysis.result import AnalysisResult, Number
 
-VERSION = 1
+VERSION = 2
 TITLE = "Density, bias and projection"
 QUESTION = "Do ultra-low features stand apart by their bias, or by not passing a signal through?"
 REQUIRES: frozenset[Need] = frozenset({"density"})
@@ -82,7 +83,15 @@ def run(context: Context, options: OPTIONS) -> AnalysisResult:
             "camera": {"eye": {"x": 1.5, "y": -1.6, "z": 0.65}, "center": {"x": 0, "y": 0, "z": -0.12}},
         },
     )
-    return AnalysisResult(numbers, {}, {"density_bias_projection": figure}, _reading(numbers))
+    table = pa.table(
+        {
+            "feature": pa.array(np.arange(bias.size, dtype=np.int32)),
+            "density": pa.array(density),
+            "encoder_bias": pa.array(bias),
+            "encoder_decoder_projection": pa.array(projection),
+        }
+    )
+    return AnalysisResult(numbers, {"features": table}, {"density_bias_projection": figure}, _reading(numbers))
 
 
 def rank_correlation(left: Floats, right: Floats) -> float | None:

@@ -3,8 +3,9 @@
 An analysis module lists what it cannot do without in ``REQUIRES`` and what it uses where it is there in ``OPTIONAL``:
 
 - ``model``: the language model (weights, and forward passes);
-- ``store``: the activations artifact: its rows through ``reader``, its statistics through ``mean_activation`` and
-  ``moments``;
+- ``store``: the rows of the activations artifact, through ``reader``;
+- ``statistics``: what was kept of them when they were harvested, through ``mean_activation`` and ``moments``, so that
+  who reads these alone needs no shard;
 - ``tokens``: the tokens artifact, for held-out prompts and for the text around a row;
 - ``survey``: what one pass of the encoder over the store found (``pipeline.analysis.survey``), in place of the store;
 - ``density``: what the density analysis found; without it there is no "frequent" and no "ultra-low";
@@ -38,7 +39,9 @@ Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Edit = Callable[[torch.Tensor], torch.Tensor]
 Split = Literal["train", "held_out"]
-Need = Literal["model", "store", "tokens", "survey", "density", "loss_recovered", "companions", "training_log"]
+Need = Literal[
+    "model", "store", "statistics", "tokens", "survey", "density", "loss_recovered", "companions", "training_log"
+]
 EVERYTHING: frozenset[Need] = frozenset(get_args(Need))
 """All that an analysis may read."""
 

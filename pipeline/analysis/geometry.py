@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
+import pyarrow as pa
 from pydantic import Field
 from scipy.stats import norm
 
@@ -23,7 +24,7 @@ from pipeline.analysis.neuron_sparsity import OPTIONS as SPARSITY_OPTIONS
 from pipeline.analysis.registry import AnalysisOptions, NumberLabel
 from pipeline.analysis.result import AnalysisResult, Number
 
-VERSION = 1
+VERSION = 2
 TITLE = "Geometry of the dictionary"
 QUESTION = "Are features packed as orthogonally as random directions would be?"
 REQUIRES: frozenset[Need] = frozenset()
@@ -73,11 +74,12 @@ def run(context: Context, options: OPTIONS) -> AnalysisResult:
         "random_variance": 1 / context.sae.d_in,
         "n_features": len(units),
     }
+    tables = {"cosines": _table(numbers, int(dense[kept].sum()))}
     if len(units) < 2:
-        return AnalysisResult(numbers, reading="Fewer than two features fire often enough to compare.")
+        return AnalysisResult(numbers, tables, reading="Fewer than two features fire often enough to compare.")
     chosen = context.rng("geometry").permutation(len(units))[: options.histogram_features]
     figure = _figure(units[np.sort(chosen)], context.sae.d_in)
-    return AnalysisResult(numbers, {}, {"cosines": figure}, _reading(numbers))
+    return AnalysisResult(numbers, tables, {"cosines": figure}, _reading(numbers))
 
 
 def pair_moments(units: Floats) -> PairMoments:
@@ -94,6 +96,20 @@ def pair_moments(units: Floats) -> PairMoments:
     mean = (float(np.square(units.sum(axis=0)).sum()) - n) / pairs
     square = (float(np.square(gram).sum()) - n) / pairs
     return PairMoments(mean, max(square - mean * mean, 0.0))
+
+
+def _table(numbers: dict[str, Number], n_dense: int) -> pa.Table:
+    groups = {"frequent": "", "frequent, without neuron-sparse": "_dense"}
+    means = [*(numbers[f"cosine_mean{suffix}"] for suffix in groups.values()), numbers["random_mean"]]
+    variances = [*(numbers[f"cosine_variance{suffix}"] for suffix in groups.values()), numbers["random_variance"]]
+    return pa.table(
+        {
+            "directions": pa.array([*groups, "random"], pa.string()),
+            "features": pa.array([numbers["n_features"], n_dense, None], pa.int64()),
+            "cosine_mean": pa.array(means, pa.float64()),
+            "cosine_variance": pa.array(variances, pa.float64()),
+        }
+    )
 
 
 def _figure(units: Floats, d_in: int) -> go.Figure:

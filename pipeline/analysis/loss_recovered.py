@@ -23,10 +23,10 @@ from pipeline.analysis.registry import AnalysisOptions, NumberLabel
 from pipeline.analysis.result import AnalysisResult, Number
 from pipeline.evaluation import HeldOut, Interval, Losses
 
-VERSION = 1
+VERSION = 2
 TITLE = "Loss recovered"
 QUESTION = "How much of what the activations do for the language model does the reconstruction keep?"
-REQUIRES: frozenset[Need] = frozenset({"model", "store", "tokens", "density"})
+REQUIRES: frozenset[Need] = frozenset({"model", "statistics", "tokens", "density"})
 OPTIONAL: frozenset[Need] = frozenset()
 NUMBERS = (
     NumberLabel("loss_recovered", "Loss recovered (0 = zero ablation)", "fraction"),

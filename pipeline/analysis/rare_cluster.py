@@ -23,7 +23,7 @@ from pipeline.analysis.display import percent, show
 from pipeline.analysis.registry import AnalysisOptions, NumberLabel
 from pipeline.analysis.result import AnalysisResult, Number
 
-VERSION = 2
+VERSION = 3
 TITLE = "The ultra-low cluster"
 QUESTION = "Are the ultra-low features all the same feature?"
 REQUIRES: frozenset[Need] = frozenset({"survey", "density"})
@@ -37,7 +37,8 @@ NUMBERS = (
     NumberLabel("cosine_median_frequent", "… of frequent features, median", "plain"),
     NumberLabel("cosine_max_frequent", "… of frequent features, largest", "plain"),
     NumberLabel("projection_mean", "Projection on the mean direction, mean", "plain"),
-    NumberLabel("projection_ashman_d", "Ashman’s D of two modes in the projection", "plain"),
+    NumberLabel("projection_ashman_d", "Ashman’s D of two modes in the projection (above 2: two)", "plain"),
+    NumberLabel("projection_smaller_mode", "… share of features in the smaller mode", "fraction"),
     NumberLabel("norm_product_median", "|e||d|, median", "plain"),
     NumberLabel("norm_product_p05", "|e||d|, 5th percentile", "plain"),
     NumberLabel("norm_product_p95", "|e||d|, 95th percentile", "plain"),
@@ -152,6 +153,7 @@ def _numbers(context: Context, options: OPTIONS, groups: FeatureGroups, weights:
         "cosine_max_frequent": statistics.maximum(weights.cosine[frequent]),
         "projection_mean": statistics.mean(weights.projection[rare]),
         "projection_ashman_d": None if modes is None else modes.ashman_d,
+        "projection_smaller_mode": None if modes is None else min(modes.weights),
         "norm_product_median": statistics.median(product[rare]),
         "norm_product_p05": float(np.quantile(product[rare], 0.05)),
         "norm_product_p95": float(np.quantile(product[rare], 0.95)),

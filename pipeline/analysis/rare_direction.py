@@ -34,7 +34,7 @@ from storage.errors import ConfigError
 VERSION = 1
 TITLE = "The rare direction"
 QUESTION = "What is the direction that the ultra-low features share?"
-REQUIRES: frozenset[Need] = frozenset({"store", "model", "tokens", "density"})
+REQUIRES: frozenset[Need] = frozenset({"store", "statistics", "model", "tokens", "density"})
 OPTIONAL: frozenset[Need] = frozenset()
 OF_A_DIRECTION = (
     NumberLabel("fve_top_1", "Share of the largest neuron", "fraction"),

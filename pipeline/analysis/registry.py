@@ -88,7 +88,7 @@ def from_module(module: ModuleType) -> Analysis:
 
 
 def choose(analyses: Mapping[str, Analysis], names: tuple[str, ...]) -> list[Analysis]:
-    """The analyses named, each after those that it reads where these are named too.
+    """The analyses named, in the order of the registry, in which each comes after those that it reads.
 
     Raises:
         ConfigError: a name that no analysis has; the nearest are given.
@@ -97,7 +97,4 @@ def choose(analyses: Mapping[str, Analysis], names: tuple[str, ...]) -> list[Ana
         if name not in analyses:
             near = get_close_matches(name, analyses, n=3, cutoff=0.4) or list(analyses)
             raise ConfigError("no such analysis", found=name, expected=", ".join(near))
-    return sorted(
-        (analyses[name] for name in dict.fromkeys(names)),
-        key=lambda one: ("loss_recovered" in one.reads, "density" in one.reads),
-    )
+    return [analysis for name, analysis in analyses.items() if name in names]

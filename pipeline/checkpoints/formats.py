@@ -3,23 +3,33 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from pipeline.checkpoints import author, dictionary_learning, saelens
+from pipeline.checkpoints import author, dictionary_learning, plain, saelens
 from pipeline.checkpoints.values import Checkpoint, Provenance
 from sae.autoencoder import Autoencoder
 from storage.errors import InputError
+from storage.manifest import MANIFEST_NAME
 
 _READERS: Mapping[str, tuple[Callable[[Path], Path | None], Callable[[Path], Checkpoint]]] = {
     saelens.NAME: (saelens.find, saelens.read),
     dictionary_learning.NAME: (dictionary_learning.find, dictionary_learning.read),
     author.NAME: (author.find, author.read),
+    plain.NAME: (plain.find, plain.read),
 }
 _WRITERS: Mapping[str, Callable[[Autoencoder, Provenance], dict[str, bytes]]] = {
     saelens.NAME: saelens.write,
     dictionary_learning.NAME: dictionary_learning.write,
+    plain.NAME: plain.write,
 }
 FORMATS = tuple(_WRITERS)
 """Formats that can be written; the post's own is read alone."""
 _HUB = "hf://"
+
+
+def is_checkpoint(reference: str) -> bool:
+    """Whether a name means another program's checkpoint: ``hf://...``, a ``.pt`` file, a path that is no artifact's."""
+    if "://" in reference or not ("/" in reference or reference.startswith((".", "~"))):
+        return reference.startswith(_HUB) or reference.endswith(".pt")
+    return not (Path(reference).expanduser() / MANIFEST_NAME).is_file()
 
 
 def read_checkpoint(source: str) -> Checkpoint:
@@ -40,7 +50,8 @@ def read_checkpoint(source: str) -> Checkpoint:
             return read(found)
     raise InputError(
         "no checkpoint of a known format", where=place,
-        expected="sae_weights.safetensors + cfg.json, ae.pt + config.json, or {n}.pt + {n}_cfg.json",
+        expected="sae_weights.safetensors + cfg.json, ae.pt + config.json, {n}.pt + {n}_cfg.json, "
+        "or autoencoder.safetensors + config.json",
     )  # fmt: skip
 
 

@@ -44,14 +44,13 @@ class _Vocabulary(NamedTuple):
 
 def place_of(section: str, table: str) -> tables.Place:
     """Where a table of an analysis is shown, beside the explorer."""
-    if section != "case_studies" or table not in DETAILS:
-        return "page"
-    return "artifact" if table == "examples" else "file"
+    return "artifact" if section == "case_studies" and table in DETAILS else "page"
 
 
 def feature_table(sections: Sequence[Section]) -> pa.Table | None:
     """All that the analyses say of each feature, a row a feature; None where they say nothing."""
-    found = [(one, one.result.tables["features"]) for one in sections if "features" in one.result.tables]
+    having = [section for section in sections if tables.FEATURES in section.result.tables]
+    found = [(section, section.result.tables[tables.FEATURES]) for section in having]
     if not found:
         return None
     numbers = [table["feature"].to_numpy() for _, table in found]
@@ -84,7 +83,7 @@ def explorer_files(table: pa.Table, sections: Sequence[Section]) -> dict[str, by
     columns.sort(key=lambda column: first.get(str(column["name"]), len(first)))
     shown = [column | {"shown": column["name"] in first} for column in columns]
     files = {
-        "tables/features.parquet": tables.to_parquet(table),
+        f"tables/{tables.FEATURES}.parquet": tables.to_parquet(table),
         "features/columns.js": rendering.packed("features/columns", shown),
     }
     for section in sections:
@@ -103,11 +102,11 @@ def has_details(sections: Sequence[Section]) -> bool:
     return any(section.name == "case_studies" for section in sections)
 
 
-def _of_density(density: pa.ChunkedArray, section: Section) -> dict[str, pa.Array]:
+def _of_density(density: pa.ChunkedArray, section: Section) -> dict[str, pa.ChunkedArray]:
     values, below = density.to_numpy(), section.options.get("ultra_low_below")
     total = np.nansum(values)
-    added = {"l0_share": pa.array(values / total, from_pandas=True)} if total else {}
-    return added | ({"rare": pa.array(values < below)} if isinstance(below, float) else {})
+    added = {"l0_share": pa.chunked_array([pa.array(values / total, from_pandas=True)])} if total else {}
+    return added | ({"rare": pa.chunked_array([pa.array(values < below)])} if isinstance(below, float) else {})
 
 
 def _commonest_first(studied: Mapping[str, pa.Table]) -> _Vocabulary:

@@ -55,7 +55,7 @@ class ReportInputs:
         note: what the comparison means for this run (``published.comparison_note``).
         highlights: the strip of figures at the top (``published.highlights``).
         summary: a sentence under the title.
-        command: the command line that makes the whole run again.
+        command: the command line that makes the autoencoder again.
         version: of this package.
     """
 

@@ -1,8 +1,9 @@
 """Tables of a result as the report shows and ships them: whole as Parquet, and the first rows on the page.
 
 The rest of a table comes to the page when a reader wants to sort or search it, from a data file of its columns; there
-is CSV beside it. Tables that the feature explorer shows, and longer ones than anyone reads on a page, are shipped as
-Parquet alone; example texts, as large as all else together, are in the explorer and in the analysis' artifact.
+is CSV beside it. Tables of features are one Parquet file, joined; longer ones than anyone reads on a page are shipped
+as Parquet alone. What the feature explorer shows of each feature (texts, logits, histograms...) is as large as all else
+together and stands there and in the analysis' artifact, not here once more.
 
 A table with columns ``before``, ``token`` and ``after`` holds text from the corpus around a token; the page shows the
 three as one passage. Lists are in the files alone. CSV cells of text that a spreadsheet would run as a formula get an
@@ -25,6 +26,8 @@ from pipeline.analysis.result import Number
 PREVIEW_ROWS = 12
 MOST_ROWS = 100_000
 """Longer tables are shipped as Parquet alone."""
+FEATURES = "features"
+"""Name of a table with a row a feature."""
 FEATURE_COLUMNS = ("feature", "nearest_feature", "neighbour")
 """Columns that name a feature of the autoencoder the report is on."""
 _PLACES = ("prompt", "position", "neuron", "matched_feature")
@@ -76,6 +79,11 @@ class TableView:
     file: str
     passages: bool = False
     place: Place = "page"
+
+    @property
+    def parquet(self) -> str:
+        """Path of its Parquet file; a table of features is part of the joined one."""
+        return f"tables/{FEATURES}.parquet" if self.name == FEATURES else f"{self.file}.parquet"
 
     @property
     def open(self) -> bool:

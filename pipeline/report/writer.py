@@ -49,8 +49,8 @@ def _section_files(section: Section) -> dict[str, bytes]:
         files[f"figures/{section.name}.js"] = rendering.figure_script(section.name, section.result.figures)
     for name, table in section.result.tables.items():
         view = _view(section, name)
-        if view.place != "artifact":
-            files[f"{view.file}.parquet"] = tables.to_parquet(table)
+        if view.place != "artifact" and name != tables.FEATURES:
+            files[view.parquet] = tables.to_parquet(table)
         if view.place == "page":
             files[f"{view.file}.csv"] = tables.to_csv(table)
             files[f"{view.file}.js"] = rendering.packed(view.file, tables.columns(table))

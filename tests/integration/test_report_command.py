@@ -1,6 +1,7 @@
-"""``sparsemill report`` on the tiny model: two autoencoders side by side, images, and a server on this machine."""
+"""Reports on the tiny model: sections in order, two autoencoders side by side, images, and a server on this machine."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from urllib.error import HTTPError
 import pytest
 
 from pipeline import reporting
+from pipeline.analysis import ANALYSES
 from pipeline.cli import app
 from pipeline.config import Runtime, load_preset
 from pipeline.progress import Quiet
@@ -70,6 +72,42 @@ def test_open_of_a_store_without_reports_says_so(tmp_path: Path, opened: list[st
     with pytest.raises(ArtifactNotFound, match="no report yet"):
         sparsemill("report", "open", "--home", tmp_path / "empty")
     assert not opened
+
+
+def test_sections_follow_the_registry_in_whatever_order_they_were_asked_for(
+    trained: tuple[Path, list[Artifact], Artifact], tiny_preset: Path, tmp_path: Path
+) -> None:
+    root, (first, _), _ = trained
+    asked = ["null_space", "kurtosis", "loss_recovered", "neuron_sparsity", "enc_dec", "density"]
+    expected = ["density", "loss_recovered", "neuron_sparsity", "kurtosis", "enc_dec", "null_space"]
+    assert expected == [name for name in ANALYSES if name in asked]
+    there = chain(tiny_preset, shutil.copytree(root, tmp_path / "store"))
+    made = there.report(first, asked)
+    html = (made.folder / "index.html").read_text()
+    assert re.findall(r'<section id="(\w+)" class="analysis">', html) == expected
+    findings = reporting.findings_of(made, there.workspace)
+    assert list(findings) == expected
+    shutil.rmtree(made.folder.parent)
+    backwards = dict(reversed(findings.items()))
+    again = reporting.report(there.preset.name, first, backwards, there.workspace)
+    assert again.status == "made"
+    assert again.artifact.manifest_sha256 == made.manifest_sha256
+
+
+def test_the_headline_table_as_markdown_is_the_pages(
+    trained: tuple[Path, list[Artifact], Artifact], tiny_preset: Path
+) -> None:
+    root, _, report = trained
+    lines = reporting.headline_markdown(report, chain(tiny_preset, root).workspace).splitlines()
+    assert lines[:2] == ["| quantity | this run | the post | comparable |", "| --- | --- | --- | --- |"]
+    table = re.search(
+        r'<table class="headline">.*?<tbody>(.*?)</tbody>', (report.folder / "index.html").read_text(), re.DOTALL
+    )
+    assert table is not None
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", table[1])
+    shown = [re.sub(r"<[^>]+>", "", cell).replace(" · ", ": ") for cell in cells]
+    assert [cell for line in lines[2:] for cell in line.strip("| ").split(" | ")] == shown
+    assert any(line.startswith("| Ultra-low features, density &lt; 1e-4 | ") for line in lines)
 
 
 def test_a_comparison_makes_what_is_missing_and_is_found_again(

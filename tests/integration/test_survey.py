@@ -1,5 +1,6 @@
 """The survey stage on a real store: made once, resumed to the same bits, and what it says of the store's rows."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.progress import Quiet
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
+from storage.errors import SparsemillError
 from storage.reader import ShardReader
 
 CONFIG = SurveyConfig(rows=20_000, top_firings=4, sample_firings=8, kept_firings=16)
@@ -78,3 +80,35 @@ def test_firings_are_where_the_store_has_them(sae: Artifact, workspace: Workspac
         rows = torch.from_numpy(reader.rows_at(firings.prompt[feature], firings.position[feature]))
         again = training.load_autoencoder(sae).encode(rows)[:, feature].numpy()
         np.testing.assert_allclose(again, firings.activation[feature], rtol=1e-4)
+
+
+def statuses(preset: Path, root: Path, sae: Artifact, name: str, override: str) -> dict[str, str]:
+    workspace = Workspace.open(Runtime(root=root, threads=1), Quiet())
+    chain = Chain(load_preset(str(preset), [override]), workspace, run_directly)
+    chain.analyze(sae, [name])
+    return {stage.name: stage.made.status for stage in chain.runs}
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("density", "bin_width=0.2"),
+        ("rare_cluster", "aligned_above=0.9"),
+        ("loss_recovered", "prompts=8"),
+        ("null_space", "tolerance=0.001"),
+        ("case_studies", "top_examples=2"),
+        ("training_dynamics", "paths=3"),
+    ],
+)
+def test_another_option_makes_its_analysis_alone_again_and_reads_no_shard(
+    name: str, option: str, tiny_preset: Path, sae: Artifact, workspace: Workspace, tmp_path: Path
+):
+    statuses(tiny_preset, workspace.store.root, sae, name, "tokenize.seed=0")
+    root = Path(shutil.copytree(workspace.store.root, tmp_path / "store"))
+    for shard in (root / "harvest").glob("*/store.zarr/activations/c"):
+        shutil.rmtree(shard)
+    found = statuses(tiny_preset, root, sae, name, f"analyze.options.{name}.{option}")
+    assert found.pop(name) == "made"
+    assert set(found.values()) <= {"cached"}
+    with pytest.raises(SparsemillError, match="c/"):  # what does read rows misses them
+        statuses(tiny_preset, root, sae, "rare_direction", "analyze.options.rare_direction.features=[1,2]")

@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.analysis import ANALYSES
 from pipeline.analysis.display import percent, show, show_large
-from pipeline.analysis.published import POST, PUBLISHED, comparison_note, differences, headline_rows, highlights
+from pipeline.analysis.post import POST, PUBLISHED
+from pipeline.analysis.published import comparison_note, differences, headline_rows, highlights
 
 DEMO = replace(POST, model="demo", d_in=512, d_sae=2048, train_tokens=4_700_000)
 
@@ -20,16 +21,20 @@ def test_a_run_compares_with_the_post_only_at_the_same_model_site_and_size() -> 
 def test_baselines_compare_when_the_shapes_agree_whatever_the_model() -> None:
     def row(rank: int, d_in: int) -> tuple[bool, str]:
         numbers = {"null_space": {"random_mean_theory": 0.75, "rank": rank}}
-        last = headline_rows(numbers, replace(DEMO, d_in=d_in))[-1]
-        return last.comparable, last.why
+        *_, baseline, _ = headline_rows(numbers, replace(DEMO, d_in=d_in))
+        return baseline.comparable, baseline.why
 
     assert row(512, 2048) == (True, "same shapes")
     assert row(128, 512) == (False, "other shapes")
     assert row(511, 2048) == (False, "other shapes")
+    geometry = {"geometry": {"random_mean": 0.0, "random_variance": 1 / 2048}}
+    *_, directions, _ = headline_rows(geometry, DEMO)
+    assert (directions.why, directions.here) == ("other shapes", "mean\u00a00, variance\u00a00.000488")
+    assert headline_rows(geometry, replace(POST, model="demo"))[-2].comparable
 
 
 def test_a_part_that_does_not_exist_is_left_out() -> None:
-    (row,) = headline_rows({"enc_dec": {"cosine_median_frequent": 0.77, "lower_mode": None}}, POST)
+    row, _ = headline_rows({"enc_dec": {"cosine_median_frequent": 0.77, "lower_mode": None}}, POST)
     assert row.here == "median\u00a00.77"
 
 
@@ -47,14 +52,35 @@ def test_rows_show_both_numbers_and_why_they_do_not_compare() -> None:
 
 def test_no_cluster_and_no_null_space_are_said_and_do_not_compare() -> None:
     results = {"rare_cluster": {"cluster": "no cluster", "n_rare": 0}, "null_space": {"applies": "no: another site"}}
-    rows = headline_rows(results, POST)
+    *rows, _ = headline_rows(results, POST)
     assert {row.here for row in rows} == {"no cluster", "does not apply"}
     assert not any(row.comparable for row in rows)
 
 
 def test_only_analyses_that_were_made_have_rows() -> None:
     assert headline_rows({}, POST) == []
-    assert {row.analysis for row in headline_rows({"kurtosis": {"decoder_median": 3.0}}, POST)} == {"kurtosis"}
+    assert [row.analysis for row in headline_rows({"kurtosis": {"decoder_median": 3.0}}, POST)] == ["kurtosis", "run"]
+
+
+PUBLISHED_NUMBERS = (
+    "92 %", "91 %", "25 %", "about 60 %", "bimodal", "none", "97.5 %", "95 %", "0.96", "92.1 %, 3.9 %, 4.0 %", "1700",
+    "median 0.5, modes 0.5 and 0.75", "mean 0.0026, variance 0.002", "mean 0, variance 0.0005", "mean 75 %, std 0.013",
+    "wider than random", "2B in about 12 h on one A6000", "1.6B",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", PUBLISHED_NUMBERS)
+def test_every_number_of_the_post_has_a_row_once_all_is_measured(number: str) -> None:
+    everything = {name: {label.key: 0.5 for label in one.numbers} for name, one in ANALYSES.items()}
+    assert any(number in " ".join(row.post.split()) for row in headline_rows(everything, POST))
+
+
+def test_the_training_stands_beside_the_posts() -> None:
+    numbers = {"kurtosis": {"decoder_median": 3.0}}
+    last = headline_rows(numbers, DEMO)[-1]
+    assert (last.here, last.comparable, last.why) == ("4.7M", False, "other model and size")
+    assert headline_rows(numbers, POST)[-1].comparable
+    assert headline_rows(numbers, replace(POST, train_tokens=0))[-1].here == "unknown"
 
 
 def test_every_published_quantity_names_numbers_its_analysis_labels() -> None:

@@ -64,6 +64,7 @@ def test_the_planted_direction_is_found(cluster: Cluster) -> None:
     assert numbers["aligned_fraction_unit"] == pytest.approx(39 / 40)
     assert abs(float(numbers["cosine_median_frequent"] or 0)) < 0.2
     assert float(numbers["projection_ashman_d"] or 0) > 5
+    assert numbers["projection_smaller_mode"] == pytest.approx(11 / RARE, abs=1 / RARE)  # ten short ones, one other
     encoder = cluster.context.sae.W_enc.double().numpy().T
     mean = encoder[:RARE].mean(axis=0)
     expected = encoder @ mean / np.linalg.norm(encoder, axis=1) / np.linalg.norm(mean)

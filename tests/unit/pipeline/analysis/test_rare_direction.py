@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pipeline.analysis import Context, FeatureDensities, passages, rare_direction
+from pipeline.analysis import Context, FeatureDensities, logit_effects, passages, rare_direction
 from pipeline.analysis.direction_gradients import mean_gradients
 from pipeline.analysis.direction_pass import project_rows
 from pipeline.analysis.direction_texts import EDITS, try_edits
@@ -189,10 +189,10 @@ def test_logits_are_those_of_a_sort_and_apply_where_a_path_to_them_exists(plante
     assert table["lowered"].to_pylist() == strings[np.argsort(logits)[:4]].tolist()
     np.testing.assert_allclose(table["logit_raised"].to_numpy(), -np.sort(-logits)[:4])
     residual = replace(planted.context, hook_name="blocks.0.hook_mlp_out")
-    at_residual = rare_direction.logit_weights(residual, np.eye(6)[2])
+    at_residual = logit_effects.logit_weights(residual, np.eye(6)[2])
     W_U = model.W_U.double().numpy()
     np.testing.assert_allclose(at_residual, W_U[2] - W_U[2].mean())
-    assert rare_direction.logit_weights(residual, planted.direction) is None
+    assert logit_effects.logit_weights(residual, planted.direction) is None
 
 
 def test_tokens_beyond_each_hyperplane_are_its_density(planted: Planted) -> None:

@@ -22,21 +22,37 @@ def test_every_analysis_describes_itself(analysis: Analysis) -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_all_analyses_of_the_second_issue_are_there() -> None:
-    assert {
+def test_the_order_is_the_published_list_of_analyses() -> None:
+    assert list(ANALYSES) == [
         "density",
         "loss_recovered",
-        "rare_cluster",
-        "null_space",
         "neuron_sparsity",
         "kurtosis",
+        "rare_cluster",
+        "rare_direction",
+        "cross_seed",
+        "orthogonal_rerun",
         "enc_dec",
-    } <= set(ANALYSES)
+        "null_space",
+        "geometry",
+        "bias_density",
+        "training_dynamics",
+        "case_studies",
+        "encoder_sparsity",
+        "site_comparison",
+    ]
 
 
-def test_choosing_puts_what_reads_densities_last_and_drops_repeats() -> None:
-    chosen = choose(ANALYSES, ("rare_cluster", "density", "rare_cluster"))
-    assert [analysis.name for analysis in chosen] == ["density", "rare_cluster"]
+def test_none_comes_before_one_that_it_reads() -> None:
+    names = list(ANALYSES)
+    for analysis in ANALYSES.values():
+        read = analysis.reads & set(names)
+        assert all(names.index(name) < names.index(analysis.name) for name in read), analysis.name
+
+
+def test_choosing_keeps_the_order_of_the_registry_and_drops_repeats() -> None:
+    chosen = choose(ANALYSES, ("rare_cluster", "kurtosis", "density", "rare_cluster"))
+    assert [analysis.name for analysis in chosen] == ["density", "kurtosis", "rare_cluster"]
 
 
 def test_an_unknown_analysis_names_the_nearest() -> None:

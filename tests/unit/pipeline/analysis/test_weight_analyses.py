@@ -86,7 +86,8 @@ def test_kurtosis_of_decoders_equals_scipys_and_random_rows_are_near_zero(world:
     result = kurtosis.run(context, kurtosis.OPTIONS())
     expected = stats.kurtosis(context.sae.W_dec.double().numpy(), axis=1, fisher=True, bias=True)
     np.testing.assert_allclose(result.tables["features"]["decoder_kurtosis"].to_numpy(), expected, rtol=1e-9)
-    assert result.numbers["random_mean"] == pytest.approx(0, abs=0.05)
+    closed_form, spread = -6 / (512 + 1), (24 / 512) ** 0.5  # of the biased estimate, of normal entries
+    assert result.numbers["random_mean"] == pytest.approx(closed_form, abs=4 * spread / 400**0.5)
     assert result.numbers["decoder_median"] == pytest.approx(np.median(expected))
 
 
@@ -161,6 +162,23 @@ def test_random_directions_have_mean_zero_and_variance_one_over_d(world: SimpleN
     assert numbers["random_variance"] == 1 / 256
 
 
+def test_the_table_has_both_groups_beside_random_directions(world: SimpleNamespace) -> None:
+    decoder = np.concatenate([np.eye(400)[:5], np.random.default_rng(0).standard_normal((20, 400))])
+    context = Context(sae=world.autoencoder(decoder.T, np.zeros(25), decoder, np.zeros(400)), hook_name=world.HOOK)
+    result = geometry.run(context, geometry.OPTIONS())
+    rows = result.tables["cosines"].to_pylist()
+    assert [row["features"] for row in rows] == [25, 20, None]
+    units = decoder[5:] / np.linalg.norm(decoder[5:], axis=1, keepdims=True)
+    assert (rows[1]["cosine_mean"], rows[1]["cosine_variance"]) == pytest.approx(geometry.pair_moments(units), abs=1e-7)
+    assert (rows[2]["cosine_mean"], rows[2]["cosine_variance"]) == (0, 1 / 400)
+
+
+def test_a_site_of_the_residual_stream_has_its_geometry_too(world: SimpleNamespace) -> None:
+    context = random_sae(world, d=16)
+    elsewhere = Context(sae=context.sae, hook_name="blocks.0.hook_resid_post")
+    assert geometry.run(elsewhere, geometry.OPTIONS()).numbers == geometry.run(context, geometry.OPTIONS()).numbers
+
+
 def test_rare_features_and_zero_rows_are_not_compared(world: SimpleNamespace) -> None:
     decoder = np.eye(6)
     decoder[0] = 0
@@ -178,10 +196,14 @@ def test_medians_and_rank_correlations(world: SimpleNamespace) -> None:
     context = random_sae(world, n=60)
     counts = np.r_[np.zeros(20, np.int64), np.random.default_rng(1).integers(1000, 100_000, 40)]
     context = with_densities(context, counts)
-    numbers = bias_density.run(context, bias_density.OPTIONS(drawn_features=30)).numbers
+    result = bias_density.run(context, bias_density.OPTIONS(drawn_features=30))
+    numbers, table = result.numbers, result.tables["features"]
     bias = context.sae.b_enc.double().numpy()
     projection = (context.sae.W_enc.double().T * context.sae.W_dec.double()).sum(dim=1).numpy()
     assert numbers["bias_median_rare"] == pytest.approx(np.median(bias[:20]))
     assert numbers["projection_median_frequent"] == pytest.approx(np.median(projection[20:]))
+    np.testing.assert_array_equal(table["encoder_bias"].to_numpy(), bias)
+    np.testing.assert_allclose(table["encoder_decoder_projection"].to_numpy(), projection)
+    np.testing.assert_array_equal(table["density"].to_numpy(), counts / 1_000_000)
     assert numbers["density_bias_correlation"] == pytest.approx(stats.spearmanr(counts, bias).statistic)
     assert bias_density.rank_correlation(np.ones(5), np.arange(5.0)) is None

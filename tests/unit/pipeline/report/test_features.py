@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.analysis import AnalysisResult
-from pipeline.report import Section, features
+from pipeline.report import ReportInputs, Section, features, write_report
 from tests.planted_features import case_studies, sections
 
 WORDS = ["the", " of", "\n", "<script>", "\u2028", " \U0001f600"]
@@ -67,6 +67,24 @@ def test_density_gives_each_features_share_of_l0_and_says_which_are_rare() -> No
     dead = features.feature_table([section("density", feature=[0], density=[0.0])])
     assert dead is not None
     assert "l0_share" not in dead.column_names
+
+
+@pytest.mark.parametrize(("rare", "name"), [([True, False], "rare"), ([True, True], "rare_cluster_rare")])
+def test_the_ultra_low_of_two_analyses_are_one_column_where_they_agree(rare: list[bool], name: str) -> None:
+    density = section("density", feature=[0, 1], density=[0.1, 0.3])
+    joined = features.feature_table([density, section("rare_cluster", feature=[0, 1], rare=rare)])
+    assert joined is not None
+    assert joined.column_names[-1] == name
+    assert joined[name].to_pylist() == rare
+
+
+def test_every_table_that_a_page_offers_is_in_the_folder(found: list[Section]) -> None:
+    files = write_report(ReportInputs("t", "p", {}, [], found))
+    offered = re.findall(r'href="(tables/[^"]+)" download', files["index.html"].decode())
+    assert {f"tables/{name}-features.csv" for name in ("density", "kurtosis", "case_studies")} < set(offered)
+    assert "tables/features.parquet" in offered
+    shipped = {name for name in files if name.startswith("tables/") and not name.endswith(".js")}
+    assert shipped == set(offered)
 
 
 def test_no_feature_tables_make_no_explorer() -> None:

@@ -11,12 +11,12 @@ def test_a_token_is_a_column_of_its_own_where_there_is_no_passage_around_it() ->
     assert [cell.text for cell in view.rows[0]] == ["1", "<b>"]
 
 
-def test_tables_of_the_explorer_and_long_ones_are_files_alone() -> None:
+def test_long_tables_are_files_alone_and_those_of_the_explorer_not_shipped() -> None:
     long = pa.table({"feature": np.zeros(tables.MOST_ROWS + 1, np.int32)})
     assert tables.view("pairs", "pairs", long).place == "file"
     assert tables.view("pairs", "pairs", long.slice(1)).place == "page"
-    view = tables.view("case_studies", "logits", long.slice(0, 5), "file")
-    assert (view.place, view.rows, view.n_rows) == ("file", (), 5)
+    view = tables.view("case_studies", "logits", long.slice(0, 5), "artifact")
+    assert (view.place, view.rows, view.n_rows) == ("artifact", (), 5)
 
 
 def test_short_tables_and_passages_are_shown_unasked() -> None:

@@ -107,7 +107,11 @@ def test_the_page_locks_out_inline_scripts_and_the_network(page: Page) -> None:
 
 def test_tables_are_shipped_whole_and_shown_in_part(files: dict[str, bytes], hostile: SimpleNamespace) -> None:
     original = hostile.inputs.sections[0].result.tables["features"]
-    assert pq.read_table(io.BytesIO(files["tables/density-features.parquet"])).equals(original)
+    passages = hostile.inputs.sections[0].result.tables["top_tokens"]
+    assert pq.read_table(io.BytesIO(files["tables/density-top_tokens.parquet"])).equals(passages)
+    joined = pq.read_table(io.BytesIO(files["tables/features.parquet"]))
+    assert joined.select(original.column_names).to_pydict() == original.to_pydict()
+    assert "tables/density-features.parquet" not in files
     rows = list(csv.reader(io.StringIO(files["tables/density-features.csv"].decode())))
     assert rows[0] == ["feature", "label", "value"]
     assert len(rows) == 41
