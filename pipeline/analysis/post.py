@@ -249,12 +249,12 @@ PUBLISHED = (
         "Encoder bias and D/E projection, medians",
         "bias_density",
         (
-            Part("bias_median_rare", "plain", "ultra-low {}"),
-            Part("projection_median_rare", "plain", " and {}"),
-            Part("bias_median_frequent", "plain", "; frequent {}"),
+            Part("bias_median_frequent", "plain", "frequent {}"),
             Part("projection_median_frequent", "plain", " and {}"),
+            Part("bias_median_rare", "plain", "; ultra-low {}"),
+            Part("projection_median_rare", "plain", " and {}"),
         ),
-        "ultra-low: biases not larger, projections around 0; frequent: projections near 1",
+        "frequent: projections near 1; ultra-low: biases not larger, projections around 0",
         "comment",
     ),
     Published(
