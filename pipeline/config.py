@@ -184,7 +184,7 @@ class AnalyzeConfig(StageModel):
     """Which analyses are made, with which options."""
 
     analyses: tuple[str, ...]
-    """Names of analyses, in the order of the report."""
+    """Names of analyses."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """For an analysis: options that differ from its defaults."""
     survey: SurveyConfig = Field(default_factory=SurveyConfig)
@@ -221,10 +221,25 @@ class Runtime(StageModel):
     """Where the language model runs when activations are harvested, or computed live: a torch device."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch and numba; torch's own choice by default."""
+    dask: str | None = None
+    """Address of a Dask scheduler, such as ``tcp://host:8786``, whose workers share the stages that they can."""
+    workers: int | None = Field(default=None, gt=0)
+    """Processes of a Dask cluster on this machine, which share these stages, its threads and its memory."""
     tensorboard: Path | None = None
     """Folder that trainings write TensorBoard events to; none by default."""
     checkpoint_seconds: float = Field(default=60.0, gt=0)
     """Seconds between checkpoints of a training."""
+
+    @model_validator(mode="after")
+    def _one_cluster(self) -> "Runtime":
+        if self.dask is not None and self.workers is not None:
+            raise ValueError("dask names a cluster, and workers starts one on this machine: give one of them")
+        return self
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether stages that can be shared are, by a cluster."""
+        return self.dask is not None or self.workers is not None
 
 
 def preset_names() -> list[str]:
@@ -256,7 +271,7 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> Preset:
         text, label = resources.files("pipeline").joinpath("presets", f"{name}.toml").read_text(), name
     try:
         values: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or numbers of thousands of digits
         raise ConfigError("the preset is no TOML", where=path, found=str(error)) from error
     values["name"] = label
     for override in overrides:
@@ -286,7 +301,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError("not an override", found=override, expected="stage.field=value")
     try:
         value = json.loads(raw)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         value = raw
     *parents, leaf = path.strip().split(".")
     node = values

@@ -1,20 +1,18 @@
 """The harvest stage: prompts -> exactly shuffled Zarr shards of activations, a window at a time.
 
-While the model computes window k + 1 (``pipeline.windows``), one writer thread writes, hashes and journals window k; so
-at most two windows are in memory. A window depends on the series (the spec without the number of windows) and its index
-alone, and model batches never straddle windows. So a killed harvest computes again only what its journal lacks; a
-longer or shorter harvest of a series links the windows that another one has; and a damaged window can be made again by
-itself. All end with the same bytes: statistics, too, are kept per window and folded in the windows' order.
+Windows are computed in this process or on a cluster (``pipeline.window_work``). A window depends on the series (the
+spec without the number of windows) and its index alone, and model batches never straddle windows. So a killed harvest
+computes again only what its journal lacks; a longer or shorter harvest of a series links the windows that another one
+has; and a damaged window can be made again by itself. All end with the same bytes: statistics, too, are kept per window
+and folded in the windows' order.
 
 Sites harvested in one pass are artifacts of their own, each with the id and the bytes that it has when harvested alone.
 Rejected: one artifact of several arrays (its id would depend on which sites were asked for together).
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +26,14 @@ from pipeline.language_model import LanguageModel
 from pipeline.memory import model_width, require_memory
 from pipeline.statistics import Moments
 from pipeline.tokens import TokenTable
-from pipeline.windows import Window, WindowHarvester, file_names, single_threaded, statistics_name
-from pipeline.workspace import Workspace, facts
+from pipeline.window_work import THREADS, WindowWork, compute_here, compute_on_cluster, harvester_of
+from pipeline.windows import file_names, statistics_name, unit_name
+from pipeline.workspace import Workspace, facts, require_version
 from storage import atomic
 from storage.artifact import Artifact
 from storage.artifacts import Made, Result, Spec, Staging
 from storage.certificate import certify
-from storage.errors import InputError, NumericsError, SparsemillError, UnsupportedFormat
+from storage.errors import InputError, NumericsError, SparsemillError
 from storage.fingerprint import Json
 from storage.order import MIN_POOL_CHUNKS
 from storage.reader import BatchOrder, ShardReader
@@ -45,7 +44,6 @@ STATISTICS = "statistics.safetensors"
 
 _LANES = 8
 _CERTIFIED_BATCH_ROWS = 4096
-_THREADS = 1  # of one batch's arithmetic: the bytes do not depend on how many threads share the batches
 
 
 def harvest(config: HarvestConfig, tokens: Artifact, workspace: Workspace) -> Made:
@@ -57,7 +55,7 @@ def harvest(config: HarvestConfig, tokens: Artifact, workspace: Workspace) -> Ma
     Raises:
         UnknownHook: the model has no such hook.
         InputError: the tokens do not fill one window, or are not the model's.
-        MemoryBudgetExceeded: two windows do not fit the memory; the window that does is named.
+        MemoryBudgetExceeded: two windows do not fit the memory, or one a worker's; the window that does is named.
         StorageFull: the planned store does not fit the disk; nothing was computed.
         NumericsError: a value is not finite or overflows the encoding; its prompt is named.
     """
@@ -72,7 +70,7 @@ def harvest(config: HarvestConfig, tokens: Artifact, workspace: Workspace) -> Ma
         for name in hook_names
     ]
     work = _Harvesting(config, tokens, workspace)
-    made = workspace.make_together(specs, work.produce, provenance=workspace.provenance(threads=_THREADS))
+    made = workspace.make_together(specs, work.produce, provenance=workspace.provenance(threads=THREADS))
     for name, other in zip(hook_names[1:], made[1:], strict=True):
         workspace.reporter.say(f"  {name}: {other.artifact.id} {other.status}")
     return made[0]
@@ -94,12 +92,7 @@ def recorded_config(activations: Artifact) -> HarvestConfig:
     Raises:
         UnsupportedFormat: the harvest is of another output version.
     """
-    if activations.spec.version != OUTPUT_VERSION:
-        raise UnsupportedFormat(
-            "a harvest of another output version", where=activations.id,
-            found=f"version {activations.spec.version}", expected=OUTPUT_VERSION,
-            remedy="harvest again: the same command makes the artifact of this version",
-        )  # fmt: skip
+    require_version(activations, OUTPUT_VERSION)
     values = {name: value for name, value in activations.config.items() if name in HarvestConfig.model_fields}
     return validate(
         HarvestConfig, values | {"language_model": activations.stats["language_model"]}, where=activations.id
@@ -145,7 +138,7 @@ def write_window_files(activations: Artifact, windows: Sequence[int], folder: Pa
     names: list[str] = []
     with (
         workspace.reporter.track("recompute", len(windows) * layout.window_rows, "rows") as advance,
-        _harvester(config, model, table, {config.hook_name: layout}, workspace.threads) as harvester,
+        harvester_of(config, model, table, {config.hook_name: layout}, workspace.threads) as harvester,
     ):
         for window in windows:
             names += harvester.compute(window, [config.hook_name], advance)[config.hook_name].write(folder)
@@ -188,11 +181,6 @@ def finish(staging: Staging, layout: Layout, named: Mapping[str, Json]) -> Resul
     return Result({**kept, **_stats(layout, total), "certificate": certificate})
 
 
-def unit_name(window: int) -> str:
-    """Name of a window as a unit of the staging folder."""
-    return f"window-{window:05d}"
-
-
 @dataclass
 class _Harvesting:
     """One run of the stage."""
@@ -211,18 +199,19 @@ class _Harvesting:
             model.check_hook(name)
         _check_tokens(model, table)
         layouts = self._layouts(model, table, list(sites))
-        require_memory(
-            list(layouts.values()),
-            model_batch_prompts=self.config.model_batch_prompts,
-            model_width=model_width(model),
-            workers=self.workspace.threads,
-        )
+        if not self.workspace.runtime.on_cluster:  # whose workers look for themselves
+            require_memory(
+                list(layouts.values()),
+                model_batch_prompts=self.config.model_batch_prompts,
+                model_width=model_width(model),
+                workers=self.workspace.threads,
+            )
         missing = {name: self._prepare(staging, layouts[name]) for name, staging in sites.items()}
         atomic.require_free(
             stagings[0].folder,
             sum(layout.bytes * len(missing[name]) // layout.n_windows for name, layout in layouts.items()),
         )
-        self._compute(model, table, sites, layouts, missing)
+        self._compute(WindowWork(config, model, table, sites, layouts, missing))
         named = {"language_model": model.name, "language_model_commit": model.commit}
         return [finish(staging, layouts[name], named) for name, staging in sites.items()]
 
@@ -264,70 +253,16 @@ class _Harvesting:
             with suppress(SparsemillError):  # a damaged one is no help here, and no hindrance
                 found = self.workspace.store.open(artifact_id)
                 if _series(found.spec) == _series(spec) and found.manifest.provenance == self.workspace.provenance(
-                    threads=_THREADS
+                    threads=THREADS
                 ):
                     yield found
 
-    def _compute(
-        self, model: LanguageModel, table: TokenTable, sites: Mapping[str, Staging], layouts: Mapping[str, Layout],
-        missing: Mapping[str, Sequence[int]],
-    ) -> None:  # fmt: skip
-        windows = sorted(set[int]().union(*missing.values()))
-        layout = next(iter(layouts.values()))
+    def _compute(self, work: WindowWork) -> None:
+        layout, windows = next(iter(work.layouts.values())), work.wanted()
         done = (layout.n_windows - len(windows)) * layout.window_rows
-        with (
-            self.workspace.reporter.track("harvest", layout.n_rows, "rows", start=done) as advance,
-            _harvester(self.config, model, table, layouts, self.workspace.threads) as harvester,
-            _one_writer() as write,
-        ):
-            for window in windows:
-                wanted = [name for name in sites if window in missing[name]]
-                write(partial(_write, sites, harvester.compute(window, wanted, advance), harvester))
-
-
-class _WindowWriter:
-    """Writes one window of every site behind the computation; its error surfaces at the next call."""
-
-    def __init__(self, pool: ThreadPoolExecutor):
-        self._pool = pool
-        self._pending: Future[None] | None = None
-
-    def __call__(self, work: Callable[[], None]) -> None:
-        self.wait()
-        self._pending = self._pool.submit(work)
-
-    def wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-
-
-@contextmanager
-def _one_writer() -> Generator[_WindowWriter]:
-    with ThreadPoolExecutor(1, "sparsemill-writer") as pool:
-        writer = _WindowWriter(pool)
-        yield writer
-        writer.wait()
-
-
-@contextmanager
-def _harvester(
-    config: HarvestConfig, model: LanguageModel, table: TokenTable, layouts: Mapping[str, Layout], threads: int
-) -> Generator[WindowHarvester]:
-    with (
-        single_threaded(),
-        WindowHarvester(
-            model, table, layouts, threads=threads, model_batch_prompts=config.model_batch_prompts,
-            second_moment_stride=config.second_moment_stride,
-        ) as harvester,
-    ):  # fmt: skip
-        yield harvester
-
-
-def _write(sites: Mapping[str, Staging], windows: Mapping[str, Window], harvester: WindowHarvester) -> None:
-    for name, window in windows.items():
-        sites[name].finish(unit_name(window.buffer.window), window.write(sites[name].folder))
-        harvester.recycle(name, window)
+        compute = compute_on_cluster if self.workspace.runtime.on_cluster else compute_here
+        with self.workspace.reporter.track("harvest", layout.n_rows, "rows", start=done) as advance:
+            compute(work, self.workspace, advance)
 
 
 def _series(spec: Spec) -> tuple[object, ...]:

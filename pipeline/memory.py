@@ -17,6 +17,7 @@ from pipeline.config import TrainConfig
 from pipeline.evaluation import MICRO_BATCH_PROMPTS
 from pipeline.language_model import LanguageModel
 from sae.initialisation import FEATURE_BLOCK
+from sae.kernels.screen import ROW_BLOCK
 from storage.errors import MemoryBudgetExceeded
 from storage.shards import Layout
 
@@ -25,7 +26,7 @@ Needs: TypeAlias = Mapping[str, int]
 
 _GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
-_WINDOWS = 2  # one is computed while another is written
+_WINDOWS = {1: "one window", 2: "two windows"}  # one is computed while another is written, if two are held
 _PLACE_BYTES = 8  # a row's place in its window, kept with the window's buffer
 _SHUFFLE_BYTES = 24  # a row, while a window's places are being drawn
 _ALIVE = 8  # activations of the model's width a pass, as measured: those in use, and what allocators keep of freed ones
@@ -58,7 +59,9 @@ def model_width(model: LanguageModel) -> int:
     return int(getattr(config, "d_mlp", None) or 4 * config.d_model)
 
 
-def harvest_needs(layouts: Sequence[Layout], *, model_batch_prompts: int, model_width: int, workers: int) -> Needs:
+def harvest_needs(
+    layouts: Sequence[Layout], *, model_batch_prompts: int, model_width: int, workers: int, windows: int = 2
+) -> Needs:
     """What a harvest takes beside its process and its model.
 
     Args:
@@ -66,15 +69,16 @@ def harvest_needs(layouts: Sequence[Layout], *, model_batch_prompts: int, model_
         model_batch_prompts: prompts a forward pass.
         model_width: see the function of this name.
         workers: forward passes at once.
+        windows: held at once: 2, or 1 on a worker of a cluster.
     """
     prompt_tokens = max(layout.first_position + layout.positions for layout in layouts)
     batch_tokens = model_batch_prompts * prompt_tokens
     rows, squares = layouts[0].window_rows, sum(layout.d_in**2 for layout in layouts)
     buffers = sum(layout.window_buffer_bytes + _PLACE_BYTES * layout.window_rows for layout in layouts)
     return {
-        "two windows": _WINDOWS * buffers + _SHUFFLE_BYTES * rows,
+        _WINDOWS[windows]: windows * buffers + _SHUFFLE_BYTES * rows,
         "model batches": _ALIVE * 4 * workers * batch_tokens * model_width,
-        "statistics": (_WINDOWS + 1) * 8 * squares + 4 * workers * squares,
+        "statistics": (windows + 1) * 8 * squares + 4 * workers * squares,
         "order of the prompts": 2 * 8 * layouts[0].n_prompts,
         "compiled kernels": _KERNEL_BYTES,
     }
@@ -131,29 +135,73 @@ def require_memory(
     model_batch_prompts: int,
     model_width: int,
     workers: int,
+    windows: int = 2,
     budget_bytes: int | None = None,
+    where: str | None = None,
 ) -> None:
     """Checks, before a harvest begins and with its model loaded, that it fits the memory.
 
     Args:
-        layouts: see :func:`harvest_needs`, as for the next three.
+        layouts: see :func:`harvest_needs`, as for the next four.
         model_batch_prompts: prompts a forward pass.
         model_width: see the function of this name.
         workers: forward passes at once.
+        windows: held at once.
         budget_bytes: what this process may hold in all; what the machine has left by default.
+        where: the worker that this is, of a cluster.
 
     Raises:
         MemoryBudgetExceeded: it does not; names the ``window_prompts`` that does.
     """
-    needs = harvest_needs(layouts, model_batch_prompts=model_batch_prompts, model_width=model_width, workers=workers)
+    needs = harvest_needs(
+        layouts, model_batch_prompts=model_batch_prompts, model_width=model_width, workers=workers, windows=windows
+    )
     room = room_bytes(budget_bytes)
     if sum(needs.values()) > room:
         raise MemoryBudgetExceeded(
             "the harvest does not fit the memory",
+            where=where,
             found=f"{size(room)} for it",
             expected=described(needs),
             remedy=f"choose one of: {'; '.join(smaller_windows(layouts, needs, room))}",
         )
+
+
+def encoder_needs(*, d_in: int, d_sae: int, threads: int, batch_rows: int) -> Needs:
+    """What encoding rows takes beside its process, but for what is found: 8 bytes a firing.
+
+    Args:
+        d_in: width of the activations.
+        d_sae: number of features.
+        threads: that encode.
+        batch_rows: rows encoded at once.
+    """
+    return {
+        "the autoencoder, and its file as it is read": 2 * 8 * d_in * d_sae,
+        "its encoder": 6 * d_in * d_sae,  # rows of features in float32, and rounded
+        "screens": 8 * threads * ROW_BLOCK * d_sae,
+        "batches": 4 * _BATCHES * batch_rows * d_in,
+        "compiled kernels": _KERNEL_BYTES,
+    }
+
+
+def require_encoder_memory(needs: Needs, *, budget_bytes: int | None, where: str) -> None:
+    """Checks that a worker of a cluster has room to encode.
+
+    Args:
+        needs: see :func:`encoder_needs`.
+        budget_bytes: what its process may hold in all; what its machine has left by default.
+        where: the worker.
+
+    Raises:
+        MemoryBudgetExceeded: it has not.
+    """
+    room = room_bytes(budget_bytes)
+    if sum(needs.values()) > room:
+        raise MemoryBudgetExceeded(
+            "the encoder does not fit the memory", where=where, found=f"{size(room)} for it", expected=described(needs),
+            remedy="give workers more memory each, by starting fewer, or fewer threads",
+        )  # fmt: skip
 
 
 def room_bytes(budget_bytes: int | None) -> int:
@@ -164,7 +212,7 @@ def room_bytes(budget_bytes: int | None) -> int:
 def smaller_windows(layouts: Sequence[Layout], needs: Needs, room: int) -> list[str]:
     """Settings under which a harvest would fit, with what each needs."""
     layout = layouts[0]
-    windows = needs["two windows"]
+    windows = next(iter(needs.values()))  # the windows come first
     a_prompt = windows / layout.window_prompts
     rest = sum(needs.values()) - windows
     prompts = int((room - rest) / a_prompt) // layout.chunk_rows * layout.chunk_rows

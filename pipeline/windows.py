@@ -59,6 +59,11 @@ class Window:
         return self.buffer.write(folder) | {name: FileRecord(len(statistics), sha256_pieces([statistics]))}
 
 
+def unit_name(window: int) -> str:
+    """Name of a window as a unit of the staging folder."""
+    return f"window-{window:05d}"
+
+
 def statistics_name(window: int) -> str:
     """Name of the file of a window's statistics."""
     return f"statistics/window-{window:05d}.safetensors"

@@ -7,7 +7,7 @@ them durable.
 Rejected: a temporary name for every staged file (one more rename and directory entry a shard, and no gain).
 
 Each step calls the fault hook, if one is set, with (operation, path) before it happens; a test's hook may raise or kill
-the process. A full disk, quota or file-size limit becomes :class:`StorageFull`; other ``OSError`` pass unchanged. An
+the process. A full disk, quota or file-size limit becomes :class:`StorageFull`; other ``OSError`` name the file. An
 fsync that failed is never retried: after it the kernel may already have dropped the dirty pages.
 """
 
@@ -24,7 +24,7 @@ from typing import TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from storage.errors import StorageFull
+from storage.errors import StorageFull, naming
 
 FaultHook: TypeAlias = Callable[[str, Path], None]
 """Called with (operation, path) before each change; the operations are named in this module's functions."""
@@ -50,19 +50,20 @@ def set_fault_hook(hook: FaultHook | None) -> FaultHook | None:
 
 
 @contextmanager
-def _step(operation: str, path: Path) -> Generator[None]:
-    """Surrounds one change of the disk: the hook before it, and a full disk's error made ours."""
+def _step(operation: str, path: Path, needed_bytes: int = 0) -> Generator[None]:
+    """Surrounds one change of the disk: the hook before it, a full disk's error made ours, any other's file named."""
     try:
-        if _Hook.current is not None:
-            _Hook.current(operation, path)
-        yield
+        with naming(path):
+            if _Hook.current is not None:
+                _Hook.current(operation, path)
+            yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
         raise StorageFull(
             f"writing failed: {os.strerror(error.errno)}",
             where=path,
-            needed_bytes=0,
+            needed_bytes=needed_bytes,
             free_bytes=free_bytes(path),
             remedy="free some space and run the same command again: it continues where it stopped",
         ) from error
@@ -193,13 +194,22 @@ def sync_folder(path: Path) -> None:
     _fsync_path("fsync-folder", path, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def rename(source: Path, target: Path) -> None:
-    """Renames within one file system, durably. Operations: ``rename``, ``fsync-folder``."""
+def rename(source: Path, target: Path, *, durable: bool = True) -> None:
+    """Renames within one file system. Operations: ``rename`` and, where durable, ``fsync-folder``."""
     with _step("rename", source):
         source.rename(target)
+    if not durable:
+        return
     sync_folder(target.parent)
     if source.parent != target.parent:
         sync_folder(source.parent)
+
+
+def stamp(path: Path, time_ns: int) -> None:
+    """Sets the time at which a file says that it was written, durably. Operations: ``utime``, ``fsync``."""
+    with _step("utime", path):
+        os.utime(path, ns=(time_ns, time_ns))
+    _sync(path)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -274,17 +284,20 @@ def _write_all(descriptor: int, pieces: Iterable[Data], path: Path) -> None:
     for piece in pieces:
         view = memoryview(cast("bytes", piece))  # numpy 2.2's types do not say that an array is a buffer
         view = view.cast("B") if view.nbytes else memoryview(b"")
-        with _step("write", path):
+        with _step("write", path, view.nbytes):
             while view:
                 view = view[os.write(descriptor, view) :]
 
 
 def _close(descriptor: int, path: Path) -> None:
+    asked = False
     try:
-        with _step("close", path):
-            pass
+        with _step("close", path):  # some file systems report a failed write only here
+            asked = True
+            os.close(descriptor)
     finally:
-        os.close(descriptor)  # some file systems report a failed write only here
+        if not asked:
+            os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

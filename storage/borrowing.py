@@ -36,7 +36,7 @@ class Borrowing:
         self._track = track
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_reopen, (self.remote, self.root, self.streams))  # a worker shows no progress
+        return (_reopen, (self.remote, self.root.absolute(), self.streams))  # a worker shows no progress
 
     def find(self, artifact_id: str, manifest_sha256: str | None = None) -> Artifact | None:
         """The remote's artifact of an id, its manifest checked; None where it has none, or another than that wanted.

@@ -1,7 +1,9 @@
 # ruff: noqa: N818  (most names say what is wrong; "Error" at the end of each would add nothing)
 """One tree of errors; each says what is wrong, where, what was found and expected, and what to do about it."""
 
-from os import PathLike
+from collections.abc import Generator
+from contextlib import contextmanager
+from os import PathLike, fspath
 from typing import ClassVar
 
 
@@ -62,6 +64,17 @@ def _rebuild(cls: type[SparsemillError], what: str, fields: dict[str, object]) -
 def repair_remedy(artifact_id: str) -> str:
     """The remedy for damage within an artifact."""
     return f"'sparsemill verify {artifact_id} --repair' finds all damage and mends it"
+
+
+@contextmanager
+def naming(path: str | PathLike[str]) -> Generator[None]:
+    """Has an error of the operating system name a file: calls that know a descriptor only cannot."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = fspath(path)
+        raise
 
 
 class ConfigError(SparsemillError):
@@ -199,6 +212,12 @@ class MemoryBudgetExceeded(SparsemillError):
     """A stage needs more memory than it was allowed."""
 
     kind = "memory"
+
+
+class WorkersLost(SparsemillError):
+    """Workers of a cluster that died, one after the other, over the same piece of work."""
+
+    kind = "workers-lost"
 
 
 class TrainingDiverged(SparsemillError):

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import Runtime, load_preset
+from pipeline.config import Runtime, load_preset, validate
 from pipeline.progress import for_stderr
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace
@@ -37,6 +37,8 @@ class Run:
         home: the artifact store's folder.
         tensorboard: folder for a training's TensorBoard events.
         push: whether artifacts are published.
+        dask: address of a scheduler.
+        workers: processes of a cluster on this machine.
     """
 
     preset: PresetName = "demo"
@@ -48,12 +50,17 @@ class Run:
     push: Annotated[
         bool, Parameter(negative=(), help="publish what is made, or was found here, to SPARSEMILL_REMOTE")
     ] = False
+    dask: Annotated[
+        str | None, Parameter(help="a Dask scheduler whose workers share harvest and survey: tcp://host:8786")
+    ] = None
+    workers: Annotated[int | None, Parameter(help="share them among this many processes of this machine")] = None
 
     def chain(self) -> Chain:
         """The chain of stages that the options ask for."""
         workspace = workspace_at(
-            self.threads, self.home, device=self.device, tensorboard=self.tensorboard, push=self.push
-        )
+            self.threads, self.home, device=self.device, tensorboard=self.tensorboard, push=self.push,
+            dask=self.dask, workers=self.workers,
+        )  # fmt: skip
         return Chain(load_preset(self.preset, self.set_), workspace, run_directly)
 
 
@@ -63,7 +70,7 @@ DEFAULTS = Run()
 
 def workspace_at(threads: int | None, home: Path | None, **settings: Any) -> Workspace:
     """Where a command works, with progress on stderr; further settings are fields of ``Runtime``."""
-    runtime = Runtime(threads=threads, **settings)
+    runtime = validate(Runtime, {"threads": threads, **settings}, where="the command line")
     return Workspace.open(runtime if home is None else runtime.model_copy(update={"root": home}), for_stderr())
 
 
