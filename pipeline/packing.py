@@ -36,6 +36,8 @@ class Packed(NamedTuple):
 class Packing(Protocol):
     """Makes prompts of what is added to it."""
 
+    prompt_tokens: int
+
     @property
     def whole(self) -> int:
         """Prompts that can be taken."""
@@ -89,6 +91,7 @@ class Packer:
         """All whole prompts; what remains is carried."""
         whole, body = self.whole, self._body
         ids = np.concatenate(self._pieces, dtype=np.int32)
+        self._pieces.clear()
         prompts = np.empty((whole, self.prompt_tokens), np.int32)
         prompts[:, : self.prompt_tokens - body] = 0 if self.bos_id is None else self.bos_id
         prompts[:, self.prompt_tokens - body :] = ids[: whole * body].reshape(whole, body)
@@ -170,6 +173,8 @@ def interleave(blocks: Iterable[Packed]) -> tuple[Packed, npt.NDArray[np.int16]]
     """
     whole = list(blocks)
     sizes = [len(block.document) for block in whole]
+    if len(whole) == 1:
+        return whole[0], np.zeros(sizes[0], np.int16)
     keys = np.concatenate([(np.arange(size) + 0.5) / max(size, 1) for size in sizes])
     order = np.argsort(keys, kind="stable")
     prompts, document = (np.concatenate(column)[order] for column in zip(*whole, strict=True))

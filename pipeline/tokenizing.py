@@ -25,13 +25,14 @@ import pyarrow.parquet as pq
 from pipeline.config import Source, TokenizeConfig
 from pipeline.corpus.documents import SPLITS, START, BadDocuments, Defect, DocumentSource, Place, Row, Split
 from pipeline.packing import Packed, Packer, Packing, RowSplitter, interleave
-from pipeline.text_encoding import Encoded, TextEncoder
+from pipeline.text_encoding import MOST_AHEAD_CHARACTERS, Encoded, TextEncoder
 from pipeline.workspace import Workspace
 from storage.artifacts import Staging
 from storage.errors import InputError
 
 PROMPTS_PER_ROUND = 65_536
 _PROMPTS_PER_REPORT = 1024
+_CHARACTERS_PER_TOKEN = 4  # about: only bounds what is read ahead
 _MOST_RECENT_DIGESTS = 65_536
 _DOCUMENTS = pa.schema(
     {
@@ -174,7 +175,8 @@ class SourceStream:
     def _stream(self) -> Iterator[Encoded]:
         if self._encoded is None:
             rows: Iterator[Row] = self._source.rows(self._split, self._at)
-            self._encoded = self._encoder.encode(rows, self._ledger.seen.__contains__)
+            ahead = min(MOST_AHEAD_CHARACTERS, self.budget * self._packing.prompt_tokens * _CHARACTERS_PER_TOKEN)
+            self._encoded = self._encoder.encode(rows, self._ledger.seen.__contains__, ahead)
         return self._encoded
 
     def _meet(self, encoded: Encoded) -> None:
@@ -302,7 +304,7 @@ def _round_name(split: Split, number: int) -> str:
     return f"{split}-{number:05d}"
 
 
-def _arrow(prompts: np.ndarray[Any, Any], source: np.ndarray[Any, Any], document: np.ndarray[Any, Any]) -> bytes:
+def _arrow(prompts: np.ndarray[Any, Any], source: np.ndarray[Any, Any], document: np.ndarray[Any, Any]) -> memoryview:
     columns = {
         "tokens": pa.FixedSizeListArray.from_arrays(pa.array(prompts.ravel()), prompts.shape[1]),
         "source": pa.array(source),
@@ -312,7 +314,7 @@ def _arrow(prompts: np.ndarray[Any, Any], source: np.ndarray[Any, Any], document
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=max(len(table), 1))
-    return sink.getvalue().to_pybytes()
+    return memoryview(sink.getvalue())
 
 
 def _summary(streams: Sequence[SourceStream], prompt_tokens: int) -> dict[str, Any]:

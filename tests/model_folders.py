@@ -135,6 +135,8 @@ def as_llama(folder: Path) -> None:
 ARCHITECTURES: dict[str, Callable[[Path], None]] = {
     "gelu-1l": in_property_layout,
     "gelu-2l": partial(in_property_layout, n_layers=2),
+    "gelu-3l": partial(in_property_layout, n_layers=3),
+    "gelu-4l": partial(in_property_layout, n_layers=4),
     "solu-1l": partial(in_property_layout, act_fn="solu_ln"),
     "solu-2l": partial(in_property_layout, act_fn="solu_ln", n_layers=2),
     "gpt2": as_gpt2_was_published,

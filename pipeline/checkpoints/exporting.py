@@ -1,5 +1,6 @@
-"""An autoencoder's artifact -> a folder that another program loads."""
+"""An autoencoder's artifact -> a folder that another program loads, or one to publish."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -31,20 +32,42 @@ def export_autoencoder(sae: Artifact, name: str, folder: Path, workspace: Worksp
     Raises:
         InputError: no such format, or the folder is not empty.
     """
+    require_empty(folder)
+    return write_folder(folder, checkpoint_files(sae, name, _density_analysis(sae, workspace), workspace))
+
+
+def checkpoint_files(sae: Artifact, name: str, density: Artifact | None, workspace: Workspace) -> dict[str, bytes]:
+    """The files of an autoencoder in a format, by name.
+
+    Args:
+        sae: an artifact of ``training.AUTOENCODER_STAGES``.
+        name: the format.
+        density: its density analysis, where there is one.
+        workspace: where parents are looked for.
+    """
+    return write_checkpoint(name, training.load_autoencoder(sae), _provenance(sae, density, workspace))
+
+
+def require_empty(folder: Path) -> None:
+    """Raises ``InputError`` where an export would mix with what is there."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("the export's folder is not empty", where=folder, remedy="name a new one")
-    files = write_checkpoint(name, training.load_autoencoder(sae), _provenance(sae, workspace))
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, data in files.items():
-        atomic.write_file(folder / file, [data])
-    return [folder / file for file in files]
 
 
-def _provenance(sae: Artifact, workspace: Workspace) -> Provenance:
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Writes files by their names, relative POSIX paths."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_file(folder / name, [data])
+    return [folder / name for name in files]
+
+
+def _provenance(sae: Artifact, density: Artifact | None, workspace: Workspace) -> Provenance:
     said = training.settings(sae)
+    rows = facts(sae)["rows_seen"]
     if "activations" not in sae.parents:
         model = facts(sae)["language_model"] or facts(sae)["language_model_as_named"]
-        return Provenance(sae.id, said["hook_name"], str(model), config=said["config"])
+        return Provenance(sae.id, said["hook_name"], str(model), config=said["config"], train_tokens=rows)
     activations = workspace.store.parent(sae, "activations")
     return Provenance(
         artifact_id=sae.id,
@@ -53,13 +76,18 @@ def _provenance(sae: Artifact, workspace: Workspace) -> Provenance:
         prompt_tokens=int(facts(activations)["positions"]) + (0 if activations.config["include_bos"] else 1),
         include_bos=bool(activations.config["include_bos"]),
         config=said["config"],
-        densities=_densities(sae, workspace),
+        train_tokens=rows,
+        densities=None if density is None else _densities(density),
     )
 
 
-def _densities(sae: Artifact, workspace: Workspace) -> torch.Tensor | None:
+def _density_analysis(sae: Artifact, workspace: Workspace) -> Artifact | None:
     for analysis in workspace.store.list("analyze"):
         if analysis.config["analysis"] == "density" and analysis.parents["sae"] == sae.as_parent():
-            table = pq.read_table(analysis.checked_file("tables/features.parquet"))
-            return torch.from_numpy(table["density"].to_numpy().copy())
+            return analysis
     return None
+
+
+def _densities(density: Artifact) -> torch.Tensor:
+    table = pq.read_table(density.checked_file("tables/features.parquet"))
+    return torch.from_numpy(table["density"].to_numpy().copy())

@@ -1,7 +1,7 @@
 """Plain folders: ``autoencoder.safetensors`` and ``config.json``, for any program; bits and decoder norms as they are.
 
-``W_enc`` (d_in, d_sae), ``b_enc``, ``W_dec`` (d_sae, d_in) and ``b_dec``, float32: ``feature_acts = relu((x - b_dec) @
-W_enc + b_enc)``, the subtraction only where ``subtract_b_dec`` says so, and ``feature_acts @ W_dec + b_dec`` is x again.
+``W_enc`` (d_in, d_sae), ``b_enc``, ``W_dec`` (d_sae, d_in) and ``b_dec``, float32: x becomes ``feature_acts = relu((x
+- b_dec) @ W_enc + b_enc)`` (no subtraction if ``subtract_b_dec`` is false), and that ``feature_acts @ W_dec + b_dec``.
 ``densities.safetensors`` goes along where firings were counted: ``density`` float64 (d_sae,), fractions of tokens.
 A published bundle (``pipeline.checkpoints.bundle``) begins with these files, so it is read here too.
 """

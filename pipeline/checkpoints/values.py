@@ -54,6 +54,7 @@ class Provenance:
         prompt_tokens: length of the prompts it was trained on, where known.
         include_bos: whether the first position was among them, where known.
         config: its training's config.
+        train_tokens: activations it was trained on, where known.
         densities: how often each feature fires, float64 (d_sae,), where that was measured.
     """
 
@@ -63,6 +64,7 @@ class Provenance:
     prompt_tokens: int | None = None
     include_bos: bool | None = None
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    train_tokens: int | None = None
     densities: torch.Tensor | None = None
 
 

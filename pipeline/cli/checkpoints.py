@@ -5,8 +5,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from pipeline.checkpoints import FORMATS, plain, saelens
 from pipeline.cli.options import Home, finish, workspace_at
 from pipeline.training import AUTOENCODER_STAGES
+from storage.errors import ConfigError
 
 
 def import_checkpoint(
@@ -17,7 +19,7 @@ def import_checkpoint(
     hook_name: Annotated[str | None, Parameter(help="its site, where the checkpoint does not say")] = None,
     home: Home = None,
 ) -> None:
-    """Take in an autoencoder of another program: the post's own .pt, SAELens, dictionary_learning.
+    """Take in an autoencoder of another program: the post's own .pt, SAELens, dictionary_learning, a plain folder.
 
     Files are read as tensors alone; one that would run code is refused. Afterwards 'sparsemill analyze ID' runs what it
     can: with --activations everything, with --model what reads the model's weights, else what reads its own weights.
@@ -33,21 +35,38 @@ def import_checkpoint(
 
 
 def export(
-    sae: str,
+    reference: str,
     folder: Path,
     *,
-    format_: Annotated[str, Parameter(name="--format", help="saelens or dictionary_learning")] = "saelens",
+    format_: Annotated[
+        str | None,
+        Parameter(name="--format", help=f"{', '.join(FORMATS)}; saelens by default"),
+    ] = None,
+    bundle: Annotated[
+        bool, Parameter(negative=(), help="with densities, feature table, report, lineage and a card: to publish")
+    ] = False,
     home: Home = None,
 ) -> None:
-    """Write an autoencoder as another program keeps it.
+    """Write an autoencoder as another program keeps it, or as a folder to publish.
+
+    For instance: sparsemill export latest out --format safetensors; sparsemill export report-26aa published --bundle;
+    sparsemill push published hf://owner/name.
 
     Args:
-        sae: id, unique prefix or tag of an autoencoder, or 'latest'.
+        reference: id, unique prefix or tag of an autoencoder or of the report on it, or 'latest'.
         folder: where to; new or empty.
     """
+    from pipeline.checkpoints.bundle import export_bundle
     from pipeline.checkpoints.exporting import export_autoencoder
 
     workspace = workspace_at(None, home)
-    artifact = workspace.store.resolve(sae, stage=AUTOENCODER_STAGES)
-    for path in export_autoencoder(artifact, format_, folder, workspace):
+    artifact = workspace.store.resolve(reference, stage=(*AUTOENCODER_STAGES, "report"))
+    if bundle:
+        if format_ not in {None, plain.NAME}:
+            raise ConfigError("a bundle is in one format", found=f"--format {format_}", expected=plain.NAME)
+        written = export_bundle(artifact, folder, workspace)
+    else:
+        sae = workspace.store.parent(artifact, "sae") if artifact.stage == "report" else artifact
+        written = export_autoencoder(sae, format_ or saelens.NAME, folder, workspace)
+    for path in written:
         print(path)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -30,7 +31,7 @@ def push(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish an artifact: to a bucket, a shared folder, or an autoencoder or report to the Hugging Face Hub.
+    """Publish an artifact: to a bucket, a shared folder, or an autoencoder, report or bundle to the Hugging Face Hub.
 
     Others see it only once all of it is there. After an interruption the same command goes on where it stopped; an
     artifact that is there already costs one request. Credentials come from the environment or the service's own
@@ -40,11 +41,16 @@ def push(
     --dry-run; sparsemill push train-8496 hf://owner/my-autoencoder.
 
     Args:
-        reference: id, unique prefix, tag, or 'latest'.
+        reference: id, unique prefix, tag, or 'latest'; for the Hub also a folder that 'export --bundle' wrote.
         url: s3://, gs://, az://, file://, a folder, or hf://owner/name; SPARSEMILL_REMOTE by default.
     """
-    from pipeline.hub import PREFIX, Address, push_to_hub
+    from pipeline.checkpoints.bundle import is_bundle
+    from pipeline.hub import PREFIX, Address, push_bundle, push_to_hub
 
+    if url is not None and url.startswith(PREFIX) and is_bundle(Path(reference)):
+        files, n_bytes = push_bundle(Path(reference), Address.parse(url), dry_run=dry_run)
+        _tell("push", [Moved(reference, files, n_bytes, there=False)], dry_run=dry_run, as_json=as_json)
+        return
     workspace = workspace_at(None, home)
     artifact = workspace.store.resolve(reference)
     if url is not None and url.startswith(PREFIX):

@@ -54,19 +54,27 @@ def _json_lines(path: Path, field: str, first: int) -> Iterator[tuple[int, Any]]
     number = 0
     try:
         with _open(path) as lines:
-            for number, line in enumerate(lines, start=1):
+            while line := lines.readline():
+                number += 1
                 if number > first and not line.isspace():
-                    yield number, _json_value(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, field)
+                    text = _decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+                    del line  # it may be long: with the text and what it holds there would be three of it
+                    yield number, text if isinstance(text, Flaw) else _json_value(text, field)
     except OSError as error:
         if number >= first:
             yield number + 1, _broken(error)
 
 
-def _json_value(line: bytes, field: str) -> Any:
+def _decoded(line: bytes) -> str | Flaw:
     try:
-        row = json.loads(line.decode())
+        return line.decode()
     except UnicodeDecodeError as error:
         return Flaw("invalid UTF-8", str(error))
+
+
+def _json_value(line: str, field: str) -> Any:
+    try:
+        row = json.loads(line)
     except (ValueError, RecursionError) as error:
         return Flaw("malformed line", str(error), "a JSON object a line")
     if not isinstance(row, dict):

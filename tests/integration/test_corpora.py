@@ -29,13 +29,12 @@ ROOT = Path(__file__).parents[2]
 RUN = """
 import json, sys
 from pathlib import Path
-from pipeline import text_encoding, tokenizing, tokens
+from pipeline import tokenizing, tokens
 from pipeline.config import Runtime, TokenizeConfig
 from pipeline.progress import Quiet
 from pipeline.workspace import Workspace
 root, per_round, *configs = sys.argv[1:]
 tokenizing.PROMPTS_PER_ROUND = int(per_round)
-text_encoding.BATCH_CHARACTERS = 300  # so that these small data sets are not read to their end at once
 print("ready", flush=True)
 for config in configs:
     try:

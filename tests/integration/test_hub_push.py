@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from pipeline.hub import Address, push_to_hub
+from pipeline.hub import Address, push_bundle, push_to_hub
 from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore, Result, Spec, Staging
 from storage.errors import ConfigError, CorruptArtifact, InputError, RemoteError
@@ -237,6 +237,36 @@ def test_a_damaged_file_is_not_sent(hub: Hub, sae: Artifact):
     (sae.folder / "autoencoder.safetensors").write_bytes(b"?" + WEIGHTS[1:])
     with pytest.raises(CorruptArtifact, match=r"autoencoder\.safetensors"):
         push(sae)
+    assert hub.requests == []
+
+
+def test_a_bundle_goes_as_it_is_with_its_own_card_and_a_damaged_one_not_at_all(hub: Hub, tmp_path: Path):
+    bundle = tmp_path / "bundle"
+    files = {
+        "README.md": b"card",
+        "autoencoder.safetensors": WEIGHTS,
+        "config.json": b"{}",
+        "report/index.html": b"<p>",
+    }
+    lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()]
+    for name, data in (files | {"checksums.sha256": "".join(lines).encode()}).items():
+        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / name).write_bytes(data)
+    hub.files["README.md"] = b"an older card"
+    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-m", "pipeline.cli", "push", bundle, "hf://owner/name", "--home", tmp_path / "store"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=120
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert hub.files == files | {"checksums.sha256": "".join(lines).encode()}
+    hub.requests.clear()
+    (bundle / "config.json").write_bytes(b"[]")
+    with pytest.raises(InputError, match="not the one that was published"):
+        push_bundle(bundle, Address.parse("hf://owner/name"))
+    (bundle / "checksums.sha256").write_text(f"{'0' * 64}  ../elsewhere\n")
+    with pytest.raises(InputError, match=r"elsewhere"):
+        push_bundle(bundle, Address.parse("hf://owner/name"))
     assert hub.requests == []
 
 

@@ -51,15 +51,22 @@ def weights() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def hub_cache(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder HF_HOME of somebody who has downloaded gelu-1l."""
-    root = tmp_path_factory.mktemp("huggingface")
-    hub = Hub(root / "remote")
+def real_hub(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Hub:
+    """A Hub that has gelu-1l at its real size."""
+    root = tmp_path_factory.mktemp("remote")
+    hub = Hub(root / "hub")
     hub.commit(GELU_1L, files_of(SETTINGS, weights, root / "files"))
     hub.commit(DIGITS, tokenizer_files())
+    return hub
+
+
+@pytest.fixture(scope="module")
+def hub_cache(real_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder HF_HOME of somebody who has downloaded gelu-1l."""
+    home = tmp_path_factory.mktemp("huggingface")
     for repository in (GELU_1L, DIGITS):
-        hub.fill_cache(root / "home" / "hub", repository)
-    return root / "home"
+        real_hub.fill_cache(home / "hub", repository)
+    return home
 
 
 @pytest.fixture
@@ -77,20 +84,20 @@ def gelu_1l_in_cache(hub_cache: Path, use_cache: Callable[[Path], None]) -> None
     use_cache(hub_cache)
 
 
-@pytest.mark.usefixtures("gelu_1l_in_cache")
-def test_gelu_1l_goes_through_the_whole_pipeline_at_its_real_size_offline(hub_cache: Path, tmp_path: Path):
+def real_preset(folder: Path) -> Path:
+    """A run on gelu-1l that takes a moment."""
     rng = np.random.default_rng(0)
     words = [bytes(rng.integers(97, 123, rng.integers(2, 9))).decode() for _ in range(300)]
     texts = [" ".join(words[i] for i in rng.zipf(1.4, 20) % 300) for _ in range(1000)]
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (tmp_path / "real.toml").write_text(f"""
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "real.toml").write_text(f"""
 description = "gelu-1l at its real size, for a moment"
 [tokenize]
 language_model = "gelu-1l"
 prompt_tokens = 32
 train_tokens = 2048
 held_out_tokens = 128
-sources = [{{ name = "words", kind = "files", files = ["{tmp_path}/texts.jsonl"] }}]
+sources = [{{ name = "words", kind = "files", files = ["{folder}/texts.jsonl"] }}]
 [harvest]
 language_model = "gelu-1l"
 window_prompts = 32
@@ -108,8 +115,13 @@ density_window_rows = 512
 [analyze]
 analyses = ["density", "null_space", "loss_recovered"]
 """)
+    return folder / "real.toml"
+
+
+@pytest.mark.usefixtures("gelu_1l_in_cache")
+def test_gelu_1l_goes_through_the_whole_pipeline_at_its_real_size_offline(hub_cache: Path, tmp_path: Path):
     workspace = Workspace.open(Runtime(root=tmp_path / "store", threads=1), Quiet())
-    chain = Chain(load_preset(str(tmp_path / "real.toml")), workspace, run_directly)
+    chain = Chain(load_preset(str(real_preset(tmp_path))), workspace, run_directly)
     found = {name: facts(artifact)["numbers"] for name, artifact in chain.analyze(chain.train()).items()}
     stats, config = facts(chain.harvest()), chain.harvest().config
     commit = (hub_cache / "hub" / f"models--{GELU_1L.replace('/', '--')}" / "refs" / "main").read_text()
@@ -120,6 +132,23 @@ analyses = ["density", "null_space", "loss_recovered"]
     assert found["loss_recovered"]["n_prompts"] == 4
     # Random weights know nothing: each of 48262 tokens is about as likely as any other.
     assert found["loss_recovered"]["ce_clean"] == pytest.approx(math.log(48262), abs=1.5)
+
+
+def test_gelu_1l_at_its_real_size_goes_through_online_and_all_of_it_is_found_again_offline(
+    real_hub: Hub, hub_cache: Path, use_cache: Callable[[Path], None], tmp_path: Path
+):
+    preset, store = real_preset(tmp_path), tmp_path / "store"
+    command = [sys.executable, "-m", "pipeline.cli", "analyze", "--preset", str(preset), "--home", str(store)]
+    with real_hub.served() as environment:
+        merged = os.environ | environment | {"HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(command, cwd=ROOT, env=merged, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert any("model_final.pth" in request and "GET" in request for request in real_hub.requests)
+    made = {one.id for one in Workspace.open(Runtime(root=store), Quiet()).store.list()}
+    use_cache(hub_cache)
+    chain = Chain(load_preset(str(preset)), Workspace.open(Runtime(root=store, threads=1), Quiet()), run_directly)
+    assert {artifact.id for artifact in chain.analyze(chain.train()).values()} <= made
+    assert {one.id for one in chain.workspace.store.list()} == made
 
 
 @pytest.mark.usefixtures("gelu_1l_in_cache")

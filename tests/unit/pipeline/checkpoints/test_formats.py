@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.checkpoints import Provenance, read_checkpoint, write_checkpoint
+from pipeline.checkpoints import FORMATS, Provenance, read_checkpoint, write_checkpoint
 from sae.autoencoder import Autoencoder
 from storage.errors import InputError
 
@@ -153,7 +154,7 @@ def test_dictionary_learning_folders_are_read(tmp_path: Path, sae: Autoencoder, 
         read_checkpoint(str(dictionary_folder(tmp_path / "gated", sae, dict_class="GatedAutoEncoder")))
 
 
-@pytest.mark.parametrize("name", ["saelens", "dictionary_learning"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_what_is_written_reads_back_to_the_same_bits(
     tmp_path: Path, sae: Autoencoder, name: str, rows: torch.Tensor
 ) -> None:
@@ -167,7 +168,7 @@ def test_what_is_written_reads_back_to_the_same_bits(
 
 def test_a_saelens_export_has_the_keys_that_its_loader_needs_and_densities(tmp_path: Path, sae: Autoencoder) -> None:
     densities = torch.linspace(0, 0.1, S, dtype=torch.float64)
-    files = write_checkpoint("saelens", sae, Provenance(**(vars(SAID) | {"densities": densities})))
+    files = write_checkpoint("saelens", sae, replace(SAID, densities=densities))
     config = json.loads(files["cfg.json"])
     assert config["architecture"] == "standard"
     assert config["dtype"] == "float32"
