@@ -14,7 +14,7 @@ export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interop check format clean
+.PHONY: help demo up down test test-faults test-interop check docs bench format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -25,6 +25,15 @@ demo: $(STAMP)  ## tokenize, harvest, train, analyse, report: four to seven minu
 test: $(STAMP)  ## the whole test suite, without network or GPU
 	$(BIN)/python -m pytest
 
+test-faults: $(STAMP)  ## kills, power cuts, full and failing disks, in numbers that `make test` has no time for
+	SPARSEMILL_FAULTS=long $(BIN)/python -m pytest -s tests/faults
+
+up: $(STAMP)  ## a Prefect server on this machine, with pools, deployments and workers (port: PREFECT_PORT)
+	$(BIN)/python -m flows.local up
+
+down: $(STAMP)  ## end exactly what `make up` started
+	$(BIN)/python -m flows.local down
+
 test-interop: $(STAMP)  ## our checkpoints through SAELens's and dictionary_learning's own code, in their environments
 	$(BIN)/python -m pytest -m interop tests/interop
 
@@ -33,6 +42,17 @@ check: $(STAMP)  ## format, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+docs: $(STAMP)  ## this documentation as a site in build/docs; a warning, so a dead link too, is an error
+	$(BIN)/python -m sphinx -W --keep-going --quiet docs build/docs
+
+bench: $(STAMP)  ## the benchmarks that take minutes each; other programs in environments of their own, from PyPI
+	$(BIN)/python -m bench.scaling
+	$(BIN)/python -m bench.orders
+	$(BIN)/python -m bench.peer_steps --size 512-4096
+	$(BIN)/python -m bench.peer_stores
+	$(BIN)/python -m bench.peer_quality
+	$(BIN)/python -m bench.tables
 
 format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff format .

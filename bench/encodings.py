@@ -30,6 +30,7 @@ from pipeline.stages import Chain, run_directly
 from pipeline.tokens import TokenTable
 from pipeline.training import load_autoencoder
 from pipeline.workspace import Workspace
+from sae.autoencoder import Autoencoder
 from storage.artifact import Artifact
 from storage.encoding import ENCODINGS, Encoding
 from storage.reader import ShardReader
@@ -103,7 +104,11 @@ class HeldOutQuality:
 
     def __call__(self, sae: Artifact) -> dict[str, float | None]:
         """The figures of a train artifact."""
-        quality = measure_quality(load_autoencoder(sae), self._held_out, self._baselines)
+        return self.of(load_autoencoder(sae))
+
+    def of(self, sae: Autoencoder) -> dict[str, float | None]:
+        """The figures of an autoencoder."""
+        quality = measure_quality(sae, self._held_out, self._baselines)
         figures = {name: float(value) for name, value in quality.fit._asdict().items()}
         return figures | {
             "loss_recovered": quality.recovered,

@@ -1,0 +1,83 @@
+"""The site builds without a warning, so every link within it leads somewhere; and the README's links do."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pipeline.analysis import ANALYSES
+from pipeline.config import HarvestConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "-q",
+        "--keep-going",
+        "-d",
+        str(out / "trees"),
+        "docs",
+        str(out / "html"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out / "html"
+
+
+class _Assets(HTMLParser):
+    """Where a page's scripts, styles, fonts and images come from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "a":
+            self.found += [value for name, value in attrs if name in ("src", "href") and value is not None]
+
+
+def test_every_page_is_built_and_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+    pages = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    assert pages <= {path.relative_to(site) for path in site.rglob("*.html")}
+    for page in site.rglob("*.html"):
+        assets = _Assets()
+        assets.feed(page.read_text())
+        assert not [one for one in assets.found if "://" in one or one.startswith("//")]
+
+
+def test_reference_pages_are_made_from_the_code(site: Path) -> None:
+    configuration = (site / "reference/configuration.html").read_text()
+    assert all(f">{name}</span>" in configuration for name in HarvestConfig.model_fields)
+    assert "--rewrite" in (site / "reference/cli.html").read_text()
+    assert "open_activations" in (site / "reference/api.html").read_text()
+    findings = (site / "explanation/findings.html").read_text()
+    assert all(f'id="{name.replace("_", "-")}' in findings for name in ANALYSES)
+
+
+def test_a_dead_link_fails_the_build(tmp_path: Path) -> None:
+    (tmp_path / "conf.py").write_text('extensions = ["myst_parser"]\nmyst_heading_anchors = 4\n')
+    (tmp_path / "index.md").write_text("# A page\n\n[gone](no-such-page.md), [here](#no-such-heading)\n")
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "--keep-going", str(tmp_path), str(tmp_path / "html")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "no-such-page.md" in done.stderr
+    assert "no-such-heading" in done.stderr
+
+
+def test_the_readme_links_to_files_that_are_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
