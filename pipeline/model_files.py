@@ -303,7 +303,7 @@ def _remedy(place: Folder | Repository) -> str:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("not a JSON file", where=file, found=str(error)) from error
     if not isinstance(found, dict):
         raise InputError("not a JSON object", where=file, found=type(found).__name__)

@@ -30,7 +30,7 @@ from pipeline.model_files import ModelFiles, find_files
 from pipeline.packing import Prompts
 from pipeline.text_encoding import TextEncoder
 from pipeline.tokenizing import Tokenizing
-from pipeline.workspace import Workspace, facts
+from pipeline.workspace import Workspace, facts, require_version
 from storage.artifact import Artifact
 from storage.artifacts import Made, Result, Spec, Staging
 from storage.errors import InputError
@@ -96,9 +96,13 @@ class TokenTable:
 
     Files are memory-mapped, and their sha256 compared when they are first used; rows are copied only when taken. A
     split's files are opened when something of it is first asked for: of an artifact in a remote they have to come.
+
+    Raises:
+        UnsupportedFormat: the tokens are of another output version.
     """
 
     def __init__(self, artifact: Artifact):
+        require_version(artifact, OUTPUT_VERSION)
         self.artifact = artifact
         self.prompt_tokens: int = facts(artifact)["prompt_tokens"]
         self.bos_id: int | None = facts(artifact)["bos_id"]
@@ -157,7 +161,11 @@ class TokenTable:
         if split not in self._opened:  # two threads may both open them: the same files
             names = sorted(name for name in self.artifact.manifest.files if name.startswith(f"{split}-"))
             self.artifact.fetch(names)
-            self._opened[split] = [_PromptFile(self.artifact, name) for name in names]
+            opened = [_PromptFile(self.artifact, name) for name in names]
+            if sum(file.n_prompts for file in opened) != facts(self.artifact)[split]["prompts"]:
+                for name in names:
+                    self.artifact.checked_file(name)  # names the one whose count is damaged
+            self._opened[split] = opened
         return self._opened[split]
 
 
@@ -167,8 +175,12 @@ class _PromptFile:
     def __init__(self, artifact: Artifact, name: str):
         self._artifact = artifact
         self._name = name
-        with pa.memory_map(str(artifact.file(name))) as source:
-            self.n_prompts = pa.ipc.open_file(source).count_rows()
+        try:
+            with pa.memory_map(str(artifact.file(name))) as source:
+                self.n_prompts = pa.ipc.open_file(source).count_rows()
+        except (pa.ArrowException, OSError):
+            artifact.checked_file(name)  # says what is damaged
+            raise
 
     @cached_property
     def table(self) -> pa.Table:

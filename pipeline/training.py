@@ -35,8 +35,9 @@ from pipeline.scalars import Write, scalar_writer
 from pipeline.tokens import TokenTable
 from pipeline.torch_batches import TorchBatch, to_device
 from pipeline.training_state import LOG_SCHEMA, Checkpoints, Progress, density_tensors, to_parquet
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, require_version
 from sae.autoencoder import Autoencoder
+from sae.errors import StateMismatch
 from sae.errors import TrainingDiverged as Diverged
 from sae.metrics import ResamplingEvent, StepMetrics
 from sae.resampling import exempt_features
@@ -46,7 +47,7 @@ from storage.artifact import Artifact
 from storage.artifacts import Made, Result, Spec, Staging
 from storage.batches import Batch, ShuffledBatches
 from storage.certificate import certify
-from storage.errors import SparsemillError, TrainingDiverged
+from storage.errors import SparsemillError, TrainingDiverged, UnsupportedFormat
 from storage.prefetch import Prefetched
 from storage.reader import BatchOrder, ReadState, ShardReader
 
@@ -105,13 +106,15 @@ def train(
 
 def settings(artifact: Artifact) -> dict[str, Any]:
     """What an autoencoder's artifact says of itself: ``autoencoder``, ``config``, ``hook_name`` and ``model``."""
+    if artifact.stage == "train":
+        require_version(artifact, OUTPUT_VERSION)
     return json.loads(artifact.read_bytes(SETTINGS))
 
 
 def load_autoencoder(artifact: Artifact) -> Autoencoder:
     """Reads the autoencoder of an artifact of ``AUTOENCODER_STAGES``."""
-    tensors = safetensors.torch.load(artifact.read_bytes(WEIGHTS))
-    return autoencoder_from(tensors, settings(artifact)["autoencoder"])
+    said = settings(artifact)
+    return autoencoder_from(safetensors.torch.load(artifact.read_bytes(WEIGHTS)), said["autoencoder"])
 
 
 def read_directions(artifact: Artifact) -> torch.Tensor | None:
@@ -268,10 +271,17 @@ class _Training:
 
     def _restored(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Trainer:
         tensors = {name: tensor.to(self._device) for name, tensor in tensors.items()}
-        return Trainer.restore(
-            self._config.autoencoder, tensors, state,
-            threads=self._workspace.threads, collective=self.ranks.collective,
-        )  # fmt: skip
+        try:
+            return Trainer.restore(
+                self._config.autoencoder, tensors, state,
+                threads=self._workspace.threads, collective=self.ranks.collective,
+            )  # fmt: skip
+        except StateMismatch as error:
+            raise UnsupportedFormat(
+                "a checkpoint that this version does not read", where=f"{error.name} of the saved training state",
+                found=f"{error.name} {error.found}", expected=error.expected,
+                remedy="go on with the version that wrote it, or remove its folder in .staging and begin anew",
+            ) from error  # fmt: skip
 
     def _step(self, trainer: Trainer, batch: TorchBatch, checkpoints: Checkpoints) -> StepMetrics:
         try:

@@ -14,7 +14,7 @@ from pipeline.config import Runtime
 from pipeline.progress import Quiet, Reporter
 from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore, Made, Result, Spec, Staging
-from storage.errors import ConfigError
+from storage.errors import ConfigError, UnsupportedFormat
 from storage.fingerprint import Json
 from storage.remote import OnBytes, RemoteStore
 from storage.transfers import Plan, plan_push, push
@@ -138,6 +138,20 @@ def _check_device(name: str) -> None:
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= count:
         raise ConfigError("no such device on this machine", found=name, expected=f"cpu, or one of {count} CUDA devices")
+
+
+def require_version(artifact: Artifact, version: int) -> None:
+    """Refuses an artifact that another version of its stage wrote, before anything of it is taken for what it is not.
+
+    Raises:
+        UnsupportedFormat: its output version is not ``version``.
+    """
+    if artifact.spec.version != version:
+        raise UnsupportedFormat(
+            f"a {artifact.stage} artifact of another output version", where=artifact.id,
+            found=f"version {artifact.spec.version}", expected=version,
+            remedy=f"run {artifact.stage} again: the same command makes the artifact of this version",
+        )  # fmt: skip
 
 
 def facts(artifact: Artifact) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
-from storage.errors import ArtifactNotFound, CorruptArtifact, repair_remedy
+from storage.errors import ArtifactNotFound, CorruptArtifact, naming, repair_remedy
 from storage.fingerprint import Json, sha256_file
 from storage.manifest import MANIFEST_NAME, FileRecord, Manifest, Parent, Spec
 
@@ -144,7 +144,9 @@ class Artifact:
 
     def read_bytes(self, name: str) -> bytes:
         """Contents of a file, compared with the manifest's sha256."""
-        data = self.file(name).read_bytes()
+        path = self.file(name)
+        with naming(path):
+            data = path.read_bytes()
         self._check_digest(name, hashlib.sha256(data).hexdigest())
         return data
 
@@ -182,7 +184,8 @@ def open_folder(folder: Path) -> Artifact:
     """
     path = folder / MANIFEST_NAME
     try:
-        data = path.read_bytes()
+        with naming(path):
+            data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactNotFound("no artifact in this folder", where=folder, expected=f"a {MANIFEST_NAME}") from error
     try:

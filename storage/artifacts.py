@@ -30,7 +30,7 @@ from typing import Literal, cast
 
 from storage import atomic
 from storage.artifact import Artifact, Origin, Problem, file_names, open_folder
-from storage.borrowing import Borrowing
+from storage.borrowing import PULLED_NAME, Borrowing
 from storage.errors import (
     AmbiguousReference,
     ArtifactNotFound,
@@ -119,7 +119,11 @@ class ArtifactStore:
 
     def _here(self, artifact_id: str) -> Artifact | None:
         folder = self._folder(artifact_id)
-        return open_folder(folder) if (folder / MANIFEST_NAME).is_file() else None
+        if not (folder / MANIFEST_NAME).is_file():
+            return None
+        if any((self.root / kind / artifact_id).exists() for kind in (".staging", PULLED_NAME)):
+            atomic.sync_folder(folder.parent)  # who committed it may have been killed before doing this
+        return open_folder(folder)
 
     def list(self, stage: str | None = None) -> list[Artifact]:
         """All artifacts, or those of one stage, newest first."""
@@ -128,12 +132,16 @@ class ArtifactStore:
     def ids(self, stage: Stages = None) -> "list[str]":
         """Ids of all artifacts, or of some stages, newest first, without reading their manifests."""
         folders = (stage,) if isinstance(stage, str) else stage or ("[a-z]*",)
+        return [artifact_id for _, artifact_id in sorted(self._committed(folders), reverse=True)]
+
+    def _committed(self, folders: Sequence[str] = ("[a-z]*",)) -> "list[tuple[int, str]]":
+        """(order, id) of artifacts; a manifest's time is later than that of every one committed before it."""
         found: list[tuple[int, str]] = []
         for path in (path for folder in folders for path in self.root.glob(f"{folder}/*/{MANIFEST_NAME}")):
             with suppress(FileNotFoundError):  # removed since the folder was listed
                 if is_id(path.parent.name):
                     found.append((path.stat().st_mtime_ns, path.parent.name))
-        return [artifact_id for _, artifact_id in sorted(found, reverse=True)]
+        return found
 
     def resolve(self, reference: str, *, stage: Stages = None) -> Artifact:
         """The artifact that a person means.
@@ -185,7 +193,7 @@ class ArtifactStore:
             )
         create_root(self.root)
         folder = self.root / ".tags"
-        atomic.make_folder(folder)
+        self._make_folder(folder)
         atomic.replace_file(folder / name, canonical_json({"id": artifact.id}))
 
     def tags(self) -> dict[str, str]:
@@ -354,8 +362,11 @@ class ArtifactStore:
         """Puts a folder whose files are durable where artifacts are, by one rename, its manifest written last."""
         atomic.replace_file(made / RUN_NAME, canonical_json(run))
         atomic.replace_file(made / MANIFEST_NAME, manifest.to_bytes())
+        newest = max(self._committed(), default=(0, ""))[0]
+        if (made / MANIFEST_NAME).stat().st_mtime_ns <= newest:  # the clock was set back
+            atomic.stamp(made / MANIFEST_NAME, newest + 1)
         folder = self._folder(manifest.spec.id)
-        atomic.make_folder(folder.parent)
+        self._make_folder(folder.parent)
         if folder.exists():  # superseded, or without a manifest: what is left of a removed artifact
             atomic.rename(folder, made.with_name("replaced"))
         atomic.rename(made, folder)
@@ -382,6 +393,11 @@ class ArtifactStore:
         atomic.make_folder(folder)
         with atomic.exclusive_lock(folder / artifact_id, on_wait=on_wait):
             yield
+
+    def _make_folder(self, folder: Path) -> None:
+        """Makes a folder of the root's durable, also one that a process made which was killed before it was."""
+        atomic.make_folder(folder)
+        atomic.sync_folder(self.root)
 
     def _folder(self, artifact_id: str) -> Path:
         return self.root / stage_of(artifact_id) / artifact_id
@@ -432,7 +448,7 @@ class ArtifactStore:
         try:
             artifact_id = cast("dict[str, str]", json.loads(path.read_bytes()))["id"]
             stage_of(artifact_id)
-        except (ValueError, KeyError, TypeError, InputError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
             raise CorruptArtifact("not a tag", where=path, remedy="tag the artifact again") from error
         return artifact_id
 

@@ -11,9 +11,9 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
-from storage.errors import InputError
+from storage.errors import InputError, naming
 
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
 """What JSON can say."""
@@ -41,6 +41,15 @@ def fingerprint(value: Json) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
+def without_signed_zeros(value: Json) -> Any:
+    """A value with 0.0 for each -0.0, which is equal to it but is written otherwise: equal questions have one id."""
+    if isinstance(value, Mapping):
+        return {key: without_signed_zeros(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_signed_zeros(item) for item in value]
+    return value + 0.0 if type(value) is float else value
+
+
 def seal_json(body: Mapping[str, Json]) -> bytes:
     """Canonical JSON of an object with one more field, ``checksum``: the fingerprint of the rest."""
     return canonical_json({**body, "checksum": fingerprint(body)})
@@ -62,10 +71,14 @@ def unseal_json(data: bytes) -> dict[str, Json]:
 
 
 def sha256_file(path: Path) -> str:
-    """sha256 of a file's bytes, as 64 hexadecimal digits; reads it once, in constant memory."""
+    """sha256 of a file's bytes, as 64 hexadecimal digits; reads it once, in constant memory.
+
+    Raises:
+        OSError: the disk does not give them; it names the file.
+    """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_READ_BYTES))
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file, naming(path):
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from storage.errors import ConfigError, CorruptArtifact, InputError, SparsemillError, UnsupportedFormat
-from storage.fingerprint import Json, fingerprint, seal_json, unseal_json
+from storage.fingerprint import Json, fingerprint, seal_json, unseal_json, without_signed_zeros
 
 FORMAT_VERSION = 0
 MANIFEST_NAME = "manifest.json"
@@ -63,6 +63,7 @@ class Spec:
         for role, parent in self.parents.items():
             if not is_id(parent.id) or not is_sha256(parent.manifest_sha256):
                 raise ConfigError("a parent is an artifact id and a sha256", where=f"parents.{role}", found=parent)
+        object.__setattr__(self, "config", without_signed_zeros(self.config))
 
     @property
     def id(self) -> str:
@@ -80,10 +81,12 @@ class Spec:
     def from_json(cls, value: Mapping[str, Json]) -> "Spec":
         """Reads :meth:`to_json` back; ``KeyError`` or ``TypeError`` where it is something else."""
         parents = cast("Mapping[str, Mapping[str, str]]", value["parents"])
+        if type(value["version"]) is not int:
+            raise TypeError(f"not a version: {value['version']!r}")
         return cls(
             stage=cast("str", value["stage"]),
-            version=cast("int", value["version"]),
-            config=cast("Mapping[str, Json]", value["config"]),
+            version=value["version"],
+            config=_object(value["config"]),
             parents={role: Parent(parent["id"], parent["manifest_sha256"]) for role, parent in parents.items()},
         )
 
@@ -94,6 +97,14 @@ class FileRecord:
 
     bytes: int
     sha256: str
+
+    @classmethod
+    def from_json(cls, name: str, value: Mapping[str, Json]) -> "FileRecord":
+        """Reads a file's record; ``KeyError`` or ``TypeError`` where it is something else."""
+        size, digest = value["bytes"], value["sha256"]
+        if type(size) is not int or size < 0 or type(digest) is not str or not is_sha256(digest):
+            raise TypeError(f"not a size and a sha256 of {name!r}: {value}")
+        return cls(size, digest)
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,7 @@ class Manifest:
         try:
             manifest = cls._from_json(value)
             same = manifest.to_bytes() == data
-        except (ValueError, KeyError, TypeError, AttributeError, SparsemillError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SparsemillError) as error:
             raise CorruptArtifact("not a manifest", where=where, found=f"{type(error).__name__}: {error}") from error
         if not same:
             raise CorruptArtifact(
@@ -166,13 +177,16 @@ class Manifest:
         files = cast("Mapping[str, Mapping[str, Json]]", value["files"])
         return cls(
             spec=Spec.from_json(cast("Mapping[str, Json]", value["spec"])),
-            files={
-                name: FileRecord(cast("int", record["bytes"]), cast("str", record["sha256"]))
-                for name, record in files.items()
-            },
-            stats=cast("Mapping[str, Json]", value["stats"]),
-            provenance=cast("Mapping[str, Json]", value["provenance"]),
+            files={name: FileRecord.from_json(name, record) for name, record in files.items()},
+            stats=_object(value["stats"]),
+            provenance=_object(value["provenance"]),
         )
+
+
+def _object(value: Json) -> Mapping[str, Json]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"not a JSON object: {value!r}")
+    return value
 
 
 def is_id(text: str) -> bool:

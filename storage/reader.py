@@ -5,6 +5,7 @@ memory that takes, storage.batches says. zarr-python, zarrs and tensorstore read
 docs/performance.md compares them.
 """
 
+import hashlib
 import json
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -295,11 +296,14 @@ class ShardReader:
                 raise self._damaged(file, "it contradicts the group's attributes")
 
     def _read_metadata(self, name: str) -> Mapping[str, Json]:
+        record = None if self._records is None else self._records.get(f"{self.group}/{name}")
         try:
             data = (self.folder / self.group / name).read_bytes()
             value = json.loads(data)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._damaged(name, error) from error
+        if record is not None and hashlib.sha256(data).hexdigest() != record.sha256:
+            raise self._damaged(name, "another sha256 than the manifest's")
         if not isinstance(value, dict):
             raise self._damaged(name, "not an object")
         return cast("Mapping[str, Json]", value)

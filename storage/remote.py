@@ -315,11 +315,17 @@ def _checked_pieces(artifact: Artifact, name: str, on_bytes: OnBytes) -> Generat
     problem = size_problem(name, path, record)
     digest = hashlib.sha256()
     if problem is None:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                digest.update(piece)
-                yield piece
-                on_bytes(len(piece))
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(_PIECE_BYTES):
+                    digest.update(piece)
+                    yield piece
+                    on_bytes(len(piece))
+        except OSError as error:  # the disk's, not the remote's
+            raise CorruptArtifact(
+                f"{name} of {artifact.id} cannot be read, and was not pushed", where=path, found=error.strerror,
+                expected=record.sha256, remedy=repair_remedy(artifact.id),
+            ) from error  # fmt: skip
     if problem is not None or digest.hexdigest() != record.sha256:
         raise CorruptArtifact(
             f"{name} of {artifact.id} is not as it was committed, and was not pushed", where=path,

@@ -1,6 +1,7 @@
 """A store's folder and its marker, so that no folder of something else is taken for a store."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +26,7 @@ def check_root(root: Path) -> None:
     if marker.is_file():
         try:
             found = cast("dict[str, Json]", json.loads(marker.read_bytes()))["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise NotAStore("the store's marker cannot be read", where=marker) from error
         if found != FORMAT_VERSION:
             raise UnsupportedFormat(
@@ -46,6 +47,8 @@ def create_root(root: Path) -> None:
     if not (root / MARKER_NAME).is_file():
         check_root(root)
         atomic.make_folder(root)
+        with suppress(PermissionError):  # it may be a killed process's, its name not durable yet
+            atomic.sync_folder(root.parent)
         atomic.replace_file(root / MARKER_NAME, canonical_json({"format_version": FORMAT_VERSION}))
 
 

@@ -13,7 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import cast
 
-from storage.errors import CorruptArtifact, SparsemillError
+from storage.errors import CorruptArtifact, SparsemillError, UnsupportedFormat
 from storage.fingerprint import Json, seal_json, unseal_json
 from storage.manifest import FORMAT_VERSION, MANIFEST_NAME, RESERVED_NAMES, Manifest, is_id, is_sha256, stage_of
 from storage.remote import RemoteStore
@@ -63,6 +63,7 @@ def read_pointer(remote: RemoteStore, artifact_id: str) -> Pointer | None:
 
     Raises:
         CorruptArtifact: something else than a pointer to this artifact.
+        UnsupportedFormat: a pointer of another format version.
         RemoteError: the remote cannot be read.
     """
     key = Pointer(artifact_id, "", 0, 0).key
@@ -71,11 +72,20 @@ def read_pointer(remote: RemoteStore, artifact_id: str) -> Pointer | None:
         return None
     try:
         value = unseal_json(data)
+        format_version = value["format_version"]
+    except (ValueError, KeyError, RecursionError, SparsemillError) as error:
+        raise CorruptArtifact("not a pointer to an artifact", where=f"{remote.shown}/{key}", found=error) from error
+    if format_version != FORMAT_VERSION:
+        raise UnsupportedFormat(
+            "pointer of another format", where=f"{remote.shown}/{key}", found=f"version {format_version}",
+            expected=FORMAT_VERSION,
+        )  # fmt: skip
+    try:
         pointer = Pointer(
             artifact_id, cast("str", value["manifest_sha256"]), _count(value["files"]), _count(value["bytes"])
         )
         valid = is_sha256(pointer.manifest_sha256) and pointer.to_bytes() == data
-    except (ValueError, KeyError, TypeError, RecursionError, SparsemillError) as error:
+    except (ValueError, KeyError, TypeError, SparsemillError) as error:
         raise CorruptArtifact("not a pointer to an artifact", where=f"{remote.shown}/{key}", found=error) from error
     if not valid:
         raise CorruptArtifact(

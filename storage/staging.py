@@ -147,10 +147,7 @@ class Staging:
         latest = _latest_lines(lines[1:])
         for unit, line in list(latest.items()):
             files = cast("Mapping[str, Mapping[str, Json]]", line["files"])
-            records = {
-                name: FileRecord(cast("int", record["bytes"]), cast("str", record["sha256"]))
-                for name, record in files.items()
-            }
+            records = {name: FileRecord.from_json(name, record) for name, record in files.items()}
             if _all_match(self.folder, records):
                 self._claim(unit, records, cast("Mapping[str, Json]", line["data"]))
             else:
@@ -179,16 +176,29 @@ class Staging:
 
 
 def _read_lines(journal: Path) -> list[dict[str, Json]]:
-    """The journal's lines up to the first that is torn or damaged; empty where there is none."""
+    """The journal's lines up to the first that is torn, damaged or none of ours; empty where there is none."""
     if not journal.is_file():
         return []
     lines: list[dict[str, Json]] = []
     for text in journal.read_bytes().split(b"\n")[:-1]:
         try:
-            lines.append(unseal_json(text))
-        except (ValueError, RecursionError, InputError):
+            line = unseal_json(text)
+            if lines:
+                _check_line(line)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError):
             break  # what follows a damaged line is computed again
+        lines.append(line)
     return lines
+
+
+def _check_line(line: Mapping[str, Json]) -> None:
+    """Raises where a line is none of the two kinds, or names what is no file of the folder."""
+    if type(line.get("dropped")) is str:
+        return
+    if type(line["unit"]) is not str or not isinstance(line["data"], dict):
+        raise TypeError("neither a finished unit nor a dropped one")
+    for name, record in cast("Mapping[str, Mapping[str, Json]]", line["files"]).items():
+        FileRecord.from_json(safe_name(name), record)
 
 
 def _latest_lines(lines: Sequence[dict[str, Json]]) -> dict[str, dict[str, Json]]:

@@ -1,11 +1,15 @@
 """The command line: the same stages without Prefect, and the artifact store at hand.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done; 1 an error of the work, or 'verify' found
-damage; 2 the command line itself was wrong; 130 interrupted (the same command continues where it stopped).
+damage; 2 the command line itself was wrong; 130 after Ctrl-C and 143 after SIGTERM (the same command continues where it
+stopped).
 """
 
 import json
+import signal
 import sys
+import threading
+from types import FrameType
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -28,6 +32,7 @@ from pipeline.cli.report import report
 from pipeline.cli.sharing import explain, pull, push
 from pipeline.cli.study import study
 from pipeline.config import load_preset, preset_names
+from pipeline.interruption import EXIT_TERMINATED
 from pipeline.training import AUTOENCODER_STAGES
 from storage.errors import SparsemillError
 
@@ -199,12 +204,24 @@ def verify(
         sys.exit(EXIT_ERROR)
 
 
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    print("sparsemill: terminated; the same command continues where it stopped", file=sys.stderr)
+    sys.exit(EXIT_TERMINATED)
+
+
 def main() -> None:
-    """Entry point of ``sparsemill``: turns errors into one line and an exit code."""
+    """Entry point of ``sparsemill``: turns errors and signals into one line and an exit code."""
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         app()
     except SparsemillError as error:
         print(f"sparsemill: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"sparsemill: {error.strerror}; where: {error.filename}", file=sys.stderr)
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         print("sparsemill: interrupted; the same command continues where it stopped", file=sys.stderr)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae.config import ReinitResampling, TrainerConfig
-from sae.kernels.interface import Moments, Objective, Update, Weights
 from sae.kernels.dense import DenseEngine
+from sae.kernels.interface import Moments, Objective, Update, Weights
 from sae.kernels.sparse_cpu import SparseEngine
 from sae.trainer import Trainer
 from tests.property.test_sae_kernels import Case, WithGradients, cases, double, reference

@@ -1,0 +1,28 @@
+"""The whole command line under random faults: some seconds here, an hour in the long form, or as long as is asked for.
+
+``SPARSEMILL_SOAK_SECONDS`` is how long, ``SPARSEMILL_SOAK_SEED`` which; tests/faults/soak.py says what is done.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.faults.lengths import LONG
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_random_commands_with_random_faults_lose_nothing_and_believe_nothing_wrong(tiny_preset: Path, tmp_path: Path):
+    seconds = os.environ.get("SPARSEMILL_SOAK_SECONDS", "3600" if LONG else "12")
+    seed = os.environ.get("SPARSEMILL_SOAK_SEED", "1")
+    command = [sys.executable, "-m", "tests.faults.soak", str(tiny_preset), str(tmp_path / "soak")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--seconds", seconds, "--seed", seed], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts["commands"] > 4  # those in the end
