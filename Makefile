@@ -58,7 +58,8 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove the environment and Prefect's files; artifacts stay
+clean:  ## end what `make up` started, remove the environment and Prefect's files; artifacts stay
+	if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.local down; fi
 	rm -rf $(VENV) .prefect
 
 # torch first and alone: another package's open range would pull the newest build of it.

@@ -4,20 +4,24 @@ from typing import Any
 
 from prefect import flow
 
-from flows.runs import closing_state, open_chain
+from flows.parameters import AnalysisNames, Count, Texts
+from flows.runs import run_chain
+from pipeline.stages import Chain
 from pipeline.training import AUTOENCODER_STAGES
 
 
 @flow(name="analyze")
 def analyze(
     preset: str = "demo",
-    overrides: list[str] | None = None,
+    overrides: Texts = (),
     sae: str | None = None,
-    only: list[str] | None = None,
-    companions: list[str] | None = None,
+    only: AnalysisNames = (),
+    companions: Texts = (),
     root: str | None = None,
-    threads: int | None = None,
+    threads: Count | None = None,
     device: str = "cpu",
+    dask: str | None = None,
+    workers: Count | None = None,
 ) -> Any:
     """Analyses an autoencoder and writes the report.
 
@@ -30,10 +34,14 @@ def analyze(
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
         device: where activations are computed: cpu, cuda, cuda:1...
+        dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
+        workers: share them among this many processes of the machine instead.
     """
-    chain = open_chain(preset, overrides or [], root, threads, device)
-    store = chain.workspace.store
-    artifact = None if sae is None else store.resolve(sae, stage=AUTOENCODER_STAGES)
-    others = [store.resolve(reference, stage=AUTOENCODER_STAGES) for reference in companions or ()]
-    chain.report(artifact, only or (), others)
-    return closing_state(chain)
+
+    def analyses(chain: Chain) -> None:
+        store = chain.workspace.store
+        artifact = None if sae is None else store.resolve(sae, stage=AUTOENCODER_STAGES)
+        others = [store.resolve(reference, stage=AUTOENCODER_STAGES) for reference in companions]
+        chain.report(artifact, only, others)
+
+    return run_chain(analyses, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)

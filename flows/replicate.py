@@ -6,7 +6,9 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from prefect import flow
 
-from flows.runs import closing_state, open_chain
+from flows.parameters import Count, Texts
+from flows.runs import run_chain
+from pipeline.stages import Chain
 from pipeline.summary import print_summary
 from storage.errors import SparsemillError
 
@@ -14,10 +16,12 @@ from storage.errors import SparsemillError
 @flow(name="replicate")
 def replicate(
     preset: str = "demo",
-    overrides: list[str] | None = None,
+    overrides: Texts = (),
     root: str | None = None,
-    threads: int | None = None,
+    threads: Count | None = None,
     device: str = "cpu",
+    dask: str | None = None,
+    workers: Count | None = None,
 ) -> Any:
     """Tokenizes, harvests, trains, analyses and reports; what is there already is found.
 
@@ -27,11 +31,15 @@ def replicate(
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
         device: where activations are computed: cpu, cuda, cuda:1...
+        dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
+        workers: share them among this many processes of the machine instead.
     """
-    chain = open_chain(preset, overrides or [], root, threads, device)
-    chain.report()
-    print_summary(chain)
-    return closing_state(chain)
+
+    def everything(chain: Chain) -> None:
+        chain.report()
+        print_summary(chain)
+
+    return run_chain(everything, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
 
 
 app = App(name="python -m flows.replicate", help="Run the whole pipeline as a Prefect flow, in this process.")
@@ -41,7 +49,7 @@ app = App(name="python -m flows.replicate", help="Run the whole pipeline as a Pr
 def main(
     *,
     preset: str = "demo",
-    overrides: Annotated[list[str] | None, Parameter(name=["--set"])] = None,
+    overrides: Annotated[Texts, Parameter(name=["--set"], negative=())] = (),
     threads: int | None = None,
 ) -> None:
     """Runs the flow and exits with 1 if it failed.

@@ -4,7 +4,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows.runs import closing_state, open_chain
+from flows.parameters import Count, Seeds, Texts
+from flows.runs import run_chain
 from pipeline import studies
 from pipeline.studies import Study
 
@@ -12,12 +13,14 @@ from pipeline.studies import Study
 @flow(name="cross-seed")
 def cross_seed(
     preset: str = "demo",
-    overrides: list[str] | None = None,
+    overrides: Texts = (),
     sae: str | None = None,
-    seeds: int = 2,
+    seeds: Seeds = 2,
     root: str | None = None,
-    threads: int | None = None,
+    threads: Count | None = None,
     device: str = "cpu",
+    dask: str | None = None,
+    workers: Count | None = None,
 ) -> Any:
     """Trains an autoencoder from other random starts and compares what is found.
 
@@ -29,19 +32,24 @@ def cross_seed(
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
         device: where activations are computed: cpu, cuda, cuda:1...
+        dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
+        workers: share them among this many processes of the machine instead.
     """
-    return _run(studies.cross_seed(seeds), preset, overrides, sae, root, threads, device)
+    study = studies.cross_seed(seeds)
+    return _run(study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
 
 
 @flow(name="orthogonal-rerun")
 def orthogonal_rerun(
     preset: str = "demo",
-    overrides: list[str] | None = None,
+    overrides: Texts = (),
     sae: str | None = None,
-    features: list[int] | None = None,
+    features: tuple[int, ...] = (),
     root: str | None = None,
-    threads: int | None = None,
+    threads: Count | None = None,
     device: str = "cpu",
+    dask: str | None = None,
+    workers: Count | None = None,
 ) -> Any:
     """Trains an autoencoder anew, its encoder kept orthogonal to the ultra-low direction.
 
@@ -53,20 +61,25 @@ def orthogonal_rerun(
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
         device: where activations are computed: cpu, cuda, cuda:1...
+        dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
+        workers: share them among this many processes of the machine instead.
     """
-    return _run(studies.orthogonal_rerun(features or ()), preset, overrides, sae, root, threads, device)
+    study = studies.orthogonal_rerun(features)
+    return _run(study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
 
 
 @flow(name="encoder-sparsity")
 def encoder_sparsity(
     preset: str = "demo",
-    overrides: list[str] | None = None,
+    overrides: Texts = (),
     sae: str | None = None,
-    l1: list[float] | None = None,
-    l2: list[float] | None = None,
+    l1: tuple[float, ...] = (),
+    l2: tuple[float, ...] = (),
     root: str | None = None,
-    threads: int | None = None,
+    threads: Count | None = None,
     device: str = "cpu",
+    dask: str | None = None,
+    workers: Count | None = None,
 ) -> Any:
     """Trains an autoencoder anew with penalties on its encoder's weights.
 
@@ -79,20 +92,25 @@ def encoder_sparsity(
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
         device: where activations are computed: cpu, cuda, cuda:1...
+        dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
+        workers: share them among this many processes of the machine instead.
     """
-    return _run(studies.encoder_sparsity(l1 or (), l2 or ()), preset, overrides, sae, root, threads, device)
+    study = studies.encoder_sparsity(l1, l2)
+    return _run(study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
 
 
 @flow(name="site-comparison")
 def site_comparison(
     preset: str = "demo",
-    overrides: list[str] | None = None,
+    overrides: Texts = (),
     sae: str | None = None,
-    sites: list[str] | None = None,
-    l1_factors: list[float] | None = None,
+    sites: Texts = (),
+    l1_factors: tuple[float, ...] = studies.L1_FACTORS,
     root: str | None = None,
-    threads: int | None = None,
+    threads: Count | None = None,
     device: str = "cpu",
+    dask: str | None = None,
+    workers: Count | None = None,
 ) -> Any:
     """Trains an autoencoder at other sites of the model, on the same corpus, and compares them at equal L0.
 
@@ -105,20 +123,12 @@ def site_comparison(
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
         device: where activations are computed: cpu, cuda, cuda:1...
+        dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
+        workers: share them among this many processes of the machine instead.
     """
-    study = studies.site_comparison(sites or (), l1_factors or studies.L1_FACTORS)
-    return _run(study, preset, overrides, sae, root, threads, device)
+    study = studies.site_comparison(sites, l1_factors)
+    return _run(study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
 
 
-def _run(
-    study: Study,
-    preset: str,
-    overrides: list[str] | None,
-    sae: str | None,
-    root: str | None,
-    threads: int | None,
-    device: str,
-) -> Any:
-    chain = open_chain(preset, overrides or [], root, threads, device)
-    study.run(chain, sae)
-    return closing_state(chain)
+def _run(study: Study, sae: str | None, preset: str, overrides: Texts, root: str | None, **runtime: Any) -> Any:
+    return run_chain(lambda chain: study.run(chain, sae), preset, overrides, root, **runtime)

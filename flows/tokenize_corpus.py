@@ -4,15 +4,17 @@ from typing import Any
 
 from prefect import flow
 
-from flows.runs import closing_state, open_chain
+from flows.parameters import Count, Texts
+from flows.runs import run_chain
+from pipeline.stages import Chain
 
 
 @flow(name="tokenize")
 def tokenize(
     preset: str = "demo",
-    overrides: list[str] | None = None,
+    overrides: Texts = (),
     root: str | None = None,
-    threads: int | None = None,
+    threads: Count | None = None,
 ) -> Any:
     """Tokenizes the preset's corpus into prompts.
 
@@ -22,6 +24,4 @@ def tokenize(
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
     """
-    chain = open_chain(preset, overrides or [], root, threads)
-    chain.tokenize()
-    return closing_state(chain)
+    return run_chain(Chain.tokenize, preset, overrides, root, threads=threads)

@@ -4,16 +4,20 @@ from typing import Any
 
 from prefect import flow
 
-from flows.runs import closing_state, open_chain
+from flows.parameters import Count, Texts
+from flows.runs import run_chain
+from pipeline.stages import Chain
 
 
 @flow(name="train")
 def train(
     preset: str = "demo",
-    overrides: list[str] | None = None,
+    overrides: Texts = (),
     root: str | None = None,
-    threads: int | None = None,
+    threads: Count | None = None,
     device: str = "cpu",
+    dask: str | None = None,
+    workers: Count | None = None,
 ) -> Any:
     """Trains an autoencoder from the shards; makes first what is missing upstream.
 
@@ -23,7 +27,7 @@ def train(
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
         device: where activations are computed: cpu, cuda, cuda:1...
+        dask: a Dask scheduler whose workers share a harvest that is missing, tcp://host:8786.
+        workers: share them among this many processes of the machine instead.
     """
-    chain = open_chain(preset, overrides or [], root, threads, device)
-    chain.train()
-    return closing_state(chain)
+    return run_chain(Chain.train, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)

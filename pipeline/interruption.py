@@ -2,35 +2,46 @@
 
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TypeAlias
 
 EXIT_TERMINATED = 143
 """Exit code after SIGTERM; after Ctrl-C it is 130 (``cli.EXIT_INTERRUPTED``)."""
 
 
+Handlers: TypeAlias = Mapping[signal.Signals, Callable[[int, FrameType | None], Any] | int | None]
+
+
 class Interruption:
     """Remembers that a stop was asked for.
+
+    Args:
+        handlers: of the program, by signal: what would have been called.
 
     Attributes:
         signal: the signal that asked, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, handlers: Handlers | None = None) -> None:
         self.signal: signal.Signals | None = None
+        self._handlers = handlers or {}
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         """A signal handler."""
         self.signal = signal.Signals(number)
 
     def stop_if_asked(self) -> None:
-        """Raises what the signal would have raised.
+        """Raises what the signal would have raised: an orchestrator's handler tells its own stop from a crash.
 
         Raises:
             KeyboardInterrupt: after SIGINT.
-            SystemExit: after SIGTERM, with ``EXIT_TERMINATED``.
+            SystemExit: after SIGTERM, with ``EXIT_TERMINATED``, unless the program's handler raised something else.
         """
+        handler = self._handlers.get(self.signal) if self.signal is not None else None
+        if self.signal is not None and callable(handler):
+            handler(self.signal, None)
         if self.signal is signal.SIGINT:
             raise KeyboardInterrupt
         if self.signal is not None:
@@ -43,11 +54,11 @@ def deferred_interruption() -> Generator[Interruption]:
 
     Outside the main thread, where Python delivers no signals, nothing is changed.
     """
-    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield interruption
+        yield Interruption()
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    interruption = Interruption(previous)
 
     def note_once(number: int, frame: FrameType | None) -> None:
         interruption.note(number, frame)

@@ -10,7 +10,6 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
 from pydantic import Field
-from scipy.stats import rankdata
 
 from pipeline.analysis import figures, statistics
 from pipeline.analysis.context import Context, Floats, Need
@@ -98,6 +97,8 @@ def rank_correlation(left: Floats, right: Floats) -> float | None:
     """Spearman's rank correlation, or None where either does not vary."""
     if left.size < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
         return None
+    from scipy.stats import rankdata  # half a second that a found analysis need not wait for
+
     return float(np.corrcoef(rankdata(left), rankdata(right))[0, 1])
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
 from pydantic import Field
-from scipy.stats import beta
 
 from pipeline.analysis import figures, statistics
 from pipeline.analysis.comparing import need_same_width
@@ -153,6 +152,8 @@ def best_matches(left: Floats, right: Floats) -> tuple[Matches, Matches]:
 
 def random_best_cosine(quantile: float, n: int, d: int) -> float:
     """A quantile of the largest cosine of a direction with n independent random directions in d dimensions."""
+    from scipy.stats import beta  # half a second that a found analysis need not wait for
+
     half = (d - 1) / 2
     return float(2 * beta.ppf(quantile ** (1 / n), half, half) - 1)
 
@@ -240,6 +241,8 @@ def _match_figure(pooled: dict[str, Floats], context: Context) -> go.Figure:
         "random directions.",
         x_title="decoder cosine with the best match",
     )
+    from scipy.stats import beta  # half a second that a found analysis need not wait for
+
     n, half = context.companions[0].sae.d_sae, (context.sae.d_in - 1) / 2
     figure.add_scatter(
         x=(_MATCH_EDGES[:-1] + _MATCH_EDGES[1:]) / 2,

@@ -14,7 +14,6 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
 from pydantic import Field
-from scipy.stats import norm
 
 from pipeline.analysis import figures, statistics
 from pipeline.analysis.context import Context, Floats, Need
@@ -125,6 +124,8 @@ def _figure(units: Floats, d_in: int) -> go.Figure:
         what="pairs",
     )
     centres = (edges[:-1] + edges[1:]) / 2
+    from scipy.stats import norm  # half a second that a found analysis need not wait for
+
     expected = np.diff(norm.cdf(edges, scale=d_in**-0.5))
     figure.add_scatter(
         x=centres,

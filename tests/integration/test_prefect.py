@@ -1,4 +1,4 @@
-"""The deployments as a user runs them: a real server, a real worker, real flow runs."""
+"""The deployments as a team runs them: a server and workers by ``flows.local``, real runs, Prefect's own commands."""
 
 import json
 import os
@@ -7,109 +7,306 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+
+from flows.local import MARK, Local, is_alive
+from pipeline.analysis import ANALYSES
+from pipeline.config import Runtime, load_preset
+from pipeline.stages import Chain, run_directly
+from pipeline.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_CLI_PROMPT": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-    "OMP_NUM_THREADS": "1",
-}
+STAGES = ("tokenize", "harvest", "train", "analyze", "replicate")
+ANALYSES_ASKED = 'only=["null_space", "density"]'
+STUDIES = ("cross-seed", "orthogonal-rerun", "encoder-sparsity", "site-comparison")
 
 
-@dataclass(frozen=True)
+TROUBLED = """
+import json, sys
+from pathlib import Path
+from prefect import flow
+from flows import harvest, runs
+from pipeline.config import Runtime, load_preset
+from pipeline.stages import Chain, run_directly
+from pipeline.workspace import Workspace
+from storage.artifacts import Made
+from storage.errors import RemoteError
+
+preset, root = sys.argv[1:]
+tokens = Chain(load_preset(preset), Workspace.open(Runtime(root=root)), run_directly).tokenize()
+runs.stage = runs.stage.with_options(retry_delay_seconds=0)
+tries = 0
+
+def answers_at(n_tries):
+    def work():
+        global tries
+        tries += 1
+        if tries < n_tries:
+            raise RemoteError("no answer", transient=n_tries < 9)
+        return Made(tokens, "made")
+    return work
+
+@flow
+def troubled(n_tries):
+    return runs.run_chain(lambda chain: chain.stage("remote", answers_at(n_tries)), preset, (), root)
+
+found = []
+for n_tries in (3, 5, 9):
+    tries = 0
+    state = troubled(n_tries, return_state=True)
+    found.append([tries, state.name, state.message])
+for path in tokens.folder.glob("train*"):
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+state = harvest.harvest(preset, root=root, return_state=True)
+found.append([1, state.name, state.message])
+print(json.dumps(found))
+"""
+
+
 class Team:
-    """A server with a worker, and the environment that reaches them."""
+    """A server with its workers, and what a teammate's shell does with it."""
 
-    environment: dict[str, str]
+    def __init__(self, home: Path):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.store = home / "store"
+        program = home / "bin" / "nvidia-smi"  # one GPU, as far as anybody asks
+        program.parent.mkdir()
+        program.write_text("#!/bin/sh\necho 'GPU 0: planted'\n")
+        program.chmod(0o755)
+        self.environment = os.environ | {
+            "PREFECT_HOME": str(home / "prefect"), "PREFECT_PORT": str(self.port), "PREFECT_API_URL": self.api,
+            "SPARSEMILL_HOME": str(self.store), "OMP_NUM_THREADS": "1", "PREFECT_LOGGING_LEVEL": "WARNING",
+            "PATH": f"{program.parent}:{os.environ['PATH']}",
+        }  # fmt: skip
+        self.local = Local(home / "prefect", self.port)
 
-    def prefect(self, *arguments: str, timeout: float = 240, fails: bool = False) -> str:
-        done = subprocess.run(
-            [PREFECT, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
-        )
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stdout
+    def do(self, action: str, fails: bool = False) -> str:
+        return self._run([sys.executable, "-m", "flows.local", action], fails)
 
-    def run_deployment(self, name: str, *parameters: str, fails: bool = False) -> tuple[str, str]:
-        """Runs a deployment to its end, which is a failure or not; returns the state's name and message."""
+    def run(self, name: str, *parameters: str, fails: bool = False) -> dict[str, Any]:
+        """``prefect deployment run NAME --watch`` to its end, which is a failure or not; the flow run."""
         flags = [flag for parameter in parameters for flag in ("-p", parameter)]
-        output = self.prefect("deployment", "run", f"{name}/{name}", *flags, "--watch", fails=fails)
+        output = self._run([PREFECT, "deployment", "run", name, *flags, "--watch"], fails)
         found = re.search(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", output)
         assert found is not None, output
-        with urllib.request.urlopen(f"{self.environment['PREFECT_API_URL']}/flow_runs/{found[0]}") as answer:
-            state = json.load(answer)["state"]
-        return state["name"], state["message"] or ""
+        return self.ask(f"flow_runs/{found[0]}")
+
+    def submit(self, name: str, **parameters: Any) -> str:
+        deployment = self.ask(f"deployments/name/{name}")
+        asked = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return self.ask(f"deployments/{deployment['id']}/create_flow_run", asked)["id"]
+
+    def ended(self, run_id: str) -> dict[str, Any]:
+        return wait_until(lambda: (run := self.ask(f"flow_runs/{run_id}"))["end_time"] and run)
+
+    def artifacts(self, run_id: str) -> dict[str, Any]:
+        """Those of a flow run and of its tasks, by key; the progress ones by their stage."""
+        found = self.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
+        return {one["key"] or one["description"].partition(":")[0]: one for one in found}
+
+    def log(self, run_id: str) -> str:
+        lines = self.ask("logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
+        return "\n".join(line["message"] for line in lines)
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(f"{self.api}/{path}", data, {"content-type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            return json.load(answer)
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that ``up`` started, and what that started."""
+        mine = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.environment["PREFECT_HOME"] and is_alive(process):
+                    mine.append(process)
+            except psutil.Error:
+                continue
+        return mine
+
+    def _run(self, command: list[str], fails: bool) -> str:
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300)
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout + (done.stderr if fails else "")
+
+
+def wait_until(ready: Any, seconds: float = 180) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := ready():
+            return found
+        time.sleep(0.2)
+    pytest.fail(f"not within {seconds} s")
 
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | QUIET | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "SPARSEMILL_HOME": str(home / "store"),
-    }  # fmt: skip
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start(*arguments: str) -> None:
-        command = [PREFECT, *arguments]
-        with (home / f"{arguments[0]}.log").open("wb") as log:
-            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT))
-
+    team = Team(tmp_path_factory.mktemp("team"))
     try:
-        start("server", "start", "--host", "127.0.0.1", "--port", str(port))
-        _wait_for(f"http://127.0.0.1:{port}/api/health", home / "server.log")
-        team = Team(environment)
-        team.prefect("work-pool", "create", "cpu", "--type", "process")
-        team.prefect("--no-prompt", "deploy", "--all")
-        start("worker", "start", "--pool", "cpu")
+        assert f"export PREFECT_API_URL={team.api}" in team.do("up")
         yield team
     finally:
-        for process in reversed(processes):
-            process.terminate()
-        for process in processes:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        team.do("down")
+        assert team.processes() == []
 
 
-def _wait_for(url: str, log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"no Prefect server: {log.read_text()[-2000:]}")
+def test_deployments_are_forms_in_two_pools(team: Team):
+    found = {one["name"]: one for one in team.ask("deployments/filter", {})}
+    on_gpu = {f"{name}-gpu" for name in (*STAGES, *STUDIES) if name not in ("tokenize", "analyze")}
+    assert set(found) == {*STAGES, *STUDIES, *on_gpu}
+    for name, deployment in found.items():
+        gpu = name.endswith("-gpu")
+        flow = team.ask(f"flows/{deployment['flow_id']}")
+        assert flow["name"] == name.removesuffix("-gpu")
+        assert deployment["work_pool_name"] == ("gpu" if gpu else "cpu")
+        assert deployment["parameters"].get("device") == ("cuda" if gpu else None)
+        assert ("gpu" in deployment["tags"]) == gpu
+        assert "sparsemill" in deployment["tags"]
+        assert deployment["schedules"] == []
+        assert deployment["description"]
+        for field, schema in deployment["parameter_openapi_schema"]["properties"].items():
+            assert schema["description"], (name, field)
+            assert "default" in schema, (name, field)
+            assert all("type" in one for one in schema.get("anyOf", [schema])), (name, field)
+    only = found["analyze"]["parameter_openapi_schema"]["properties"]["only"]
+    assert only["items"]["enum"] == list(ANALYSES)
+    with pytest.raises(urllib.error.HTTPError, match=r"409|422"):
+        team.submit("analyze/analyze", only=["nul_space"])
 
 
-def test_deployments_make_artifacts_and_then_find_them(team: Team, tiny_preset: Path):
-    preset = f"preset={tiny_preset}"
-    state, harvest = team.run_deployment("harvest", preset)
-    assert state == "Completed"
-    assert harvest.startswith("harvest-")
-    assert team.run_deployment("harvest", preset) == ("Cached", harvest)
-    state, report = team.run_deployment("analyze", preset, 'only=["null_space", "density"]')
-    assert state == "Completed"
-    page = Path(team.environment["SPARSEMILL_HOME"]) / "report" / report / "index.html"
+@pytest.fixture(scope="module")
+def harvested(team: Team, tiny_preset: Path) -> dict[str, Any]:
+    """The flow run that harvested first."""
+    return team.run("harvest/harvest", f"preset={tiny_preset}")
+
+
+@pytest.fixture(scope="module")
+def analysed(team: Team, harvested: dict[str, Any], tiny_preset: Path) -> dict[str, Any]:
+    """The flow run that trained, and made two analyses."""
+    return team.run("analyze/analyze", f"preset={tiny_preset}", ANALYSES_ASKED)
+
+
+def test_a_harvest_alone_tells_its_story(team: Team, harvested: dict[str, Any]):
+    assert harvested["state_name"] == "Completed"
+    assert f"harvest: {harvested['state']['message']} made" in team.log(harvested["id"])
+    told = team.artifacts(harvested["id"])
+    assert told["harvest"]["data"] == 100
+    assert {"tokenize train", "stages", "figures"} <= set(told)
+
+
+def test_a_gpu_has_one_harvest_at_a_time(team: Team, harvested: dict[str, Any], tiny_preset: Path):
+    two = [team.submit("harvest/harvest-gpu", preset=str(tiny_preset), device="cpu") for _ in range(2)]
+    first, second = sorted((team.ended(run_id) for run_id in two), key=lambda run: run["start_time"])
+    assert {first["state_name"], second["state_name"]} == {"Cached"}
+    assert first["end_time"] <= second["start_time"]
+
+
+def test_analyses_alone_find_what_they_read_and_link_their_report(
+    team: Team, harvested: dict[str, Any], analysed: dict[str, Any]
+):
+    assert analysed["state_name"] == "Completed"
+    report, harvest = analysed["state"]["message"], harvested["state"]["message"]
+    page = team.store / "report" / report / "index.html"
     assert "null_space" in page.read_text()
+    told = team.artifacts(analysed["id"])
+    assert page.as_uri() in told["report"]["data"]
+    assert "| quantity | this run | the post |" in told["headline"]["data"]
+    stages = {row["stage"]: row for row in json.loads(told["stages"]["data"])}
+    assert stages["harvest"] | {"seconds": 0} == {
+        "stage": "harvest", "artifact": harvest, "state": "cached", "seconds": 0,
+        "folder": str(team.store / "harvest" / harvest),
+    }  # fmt: skip
+    assert {"L0", "autoencoder"} <= {row["quantity"] for row in json.loads(told["figures"]["data"])}
 
 
-def test_bad_input_fails_the_run_with_its_message(team: Team):
-    state, message = team.run_deployment("harvest", "preset=demmo", fails=True)
-    assert state == "Failed"
-    assert "no such preset" in message
+def test_bad_input_fails_the_run_with_its_message_alone(team: Team):
+    run = team.run("harvest/harvest", "preset=demmo", fails=True)
+    assert run["state_name"] == "Failed"
+    assert run["state"]["message"].startswith("no such preset; found demmo; expected demo")
+    assert "Traceback" not in team.log(run["id"])
+
+
+def test_what_is_transient_is_tried_again_and_damage_is_not(team: Team, tiny_preset: Path, tmp_path: Path):
+    output = team._run([sys.executable, "-c", TROUBLED, str(tiny_preset), str(tmp_path / "store")], fails=False)
+    later, too_late, denied, damaged = json.loads(output.splitlines()[-1])
+    assert later[:2] == [3, "Completed"]
+    assert too_late == [4, "Failed", "no answer"]  # three tries more, then no further
+    assert denied == [1, "Failed", "no answer"]
+    assert damaged[1] == "Failed"
+    assert f"{tmp_path}" in damaged[2]
+    assert "sha256" in damaged[2]
+
+
+def test_a_stopped_training_goes_on_after_a_cancellation_a_lost_worker_and_a_restart(
+    team: Team, analysed: dict[str, Any], tiny_preset: Path
+):
+    parameters: dict[str, Any] = {"preset": str(tiny_preset), "overrides": ["train.autoencoder.steps=4000"]}
+
+    def training() -> tuple[str, list[psutil.Process]]:
+        """A run that has begun to train, and its processes."""
+        run_id = team.submit("train/train", **parameters)
+        wait_until(lambda: "train" in team.artifacts(run_id))
+        processes = team.local.running()["worker-cpu"].children(recursive=True)
+        assert processes
+        return run_id, processes
+
+    def checkpoints() -> list[Path]:
+        return sorted((team.store / ".staging").glob("train-*/files/checkpoint-*.safetensors"))
+
+    cancelled, processes = training()
+    team.ask(f"flow_runs/{cancelled}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
+    assert team.ended(cancelled)["state_name"] == "Cancelled"
+    wait_until(lambda: not any(map(is_alive, processes)), 30)
+    assert "Traceback" not in team.log(cancelled)
+    assert len(first := checkpoints()) == 1
+
+    _, processes = training()
+    before = team.local.running()
+    before["worker-cpu"].terminate()
+    processes.append(before.pop("worker-cpu"))
+    wait_until(lambda: not any(map(is_alive, processes)), 60)
+    assert checkpoints() == first  # Prefect kills the runs of a worker that ends
+    team.do("up")
+    assert before.items() < team.local.running().items()  # what runs is left alone
+
+    _, processes = training()
+    ours = team.processes()
+    assert set(processes) < set(ours)
+    team.do("down")
+    assert not any(map(is_alive, ours))
+    assert checkpoints()[-1] > first[-1]
+    team.do("up")
+
+    resumed = team.ended(team.submit("train/train", **parameters))
+    assert resumed["state_name"] == "Resumed"
+    workspace = Workspace.open(Runtime(root=team.store.with_name("uninterrupted"), threads=1))
+    made = Chain(load_preset(str(tiny_preset), parameters["overrides"]), workspace, run_directly).train()
+    assert resumed["state"]["message"] == made.id
+    resumed_manifest = team.store / "train" / made.id / "manifest.json"
+    assert resumed_manifest.read_bytes() == (made.folder / "manifest.json").read_bytes()
+
+    again = team.run("analyze/analyze", f"preset={tiny_preset}", ANALYSES_ASKED)
+    assert (again["state_name"], again["state"]["message"]) == ("Cached", analysed["state"]["message"])
+
+
+def test_a_port_of_somebody_else_is_named_and_nothing_started(tmp_path: Path):
+    team = Team(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", team.port))
+        other.listen()
+        said = team.do("up", fails=True)
+    assert f"the port is taken; found 127.0.0.1:{team.port}; give another" in said
+    assert team.processes() == []
