@@ -182,10 +182,11 @@ class ShardReader:
 
         def generate() -> Generator[Batch]:
             memory = Recycled(KEPT_BATCHES)
+            stored = {name: Recycled(1) for name in row_names(self._files)}
             for number in range(start, -(-self.n_rows // batch_rows)):
                 first = number * batch_rows
                 self._expect_rows(first, first + _AHEAD_BATCHES * batch_rows)
-                batch = self.rows_of(np.arange(first, min(first + batch_rows, self.n_rows)), memory=memory)
+                batch = self._gather(np.arange(first, min(first + batch_rows, self.n_rows)), stored, memory)
                 yield Batch(batch.rows, batch.prompt, batch.position, ReadState(0, number + 1))
 
         return Prefetched(generate(), prefetch)
@@ -202,19 +203,27 @@ class ShardReader:
             chunks = range(start // self.layout.chunk_rows, -(-min(stop, self.n_rows) // self.layout.chunk_rows))
             self._files.expect(chunks, ["activations"])
 
-    def rows_of(self, indices: npt.NDArray[np.integer], *, memory: Recycled | None = None) -> Batch:
+    def rows_of(self, indices: npt.NDArray[np.integer]) -> Batch:
         """Rows by their index in the store.
 
         Args:
             indices: int (n,), in any order.
-            memory: to use again.
         """
+        return self._gather(indices)
+
+    def _gather(
+        self,
+        indices: npt.NDArray[np.integer],
+        stored: Mapping[str, Recycled] | None = None,
+        decoded: Recycled | None = None,
+    ) -> Batch:
+        """Rows by their index, in memory to use again for what is stored, and for what is decoded."""
         indices = indices.astype(np.int64)
         outside = indices[(indices < 0) | (indices >= self.n_rows)]
         if outside.size:
             raise InputError("rows outside the store", found=int(outside[0]), expected=f"0 to {self.n_rows - 1}")
         names = row_names(self._files)
-        columns = empty_columns(self._files, names, len(indices))
+        columns = empty_columns(self._files, names, len(indices), stored)
         by_chunk = np.argsort(indices // self.layout.chunk_rows, kind="stable")
         chunks, starts = np.unique(indices[by_chunk] // self.layout.chunk_rows, return_index=True)
         if isinstance(self._files, RemoteChunks):
@@ -227,7 +236,7 @@ class ShardReader:
                     self._files.read_into(name, chunk, columns[name][wanted[0] : wanted[-1] + 1])
                 else:
                     columns[name][wanted] = self._files.read(name, chunk)[rows]
-        return to_batch(columns, self.layout.encoding, BEGINNING, memory)
+        return to_batch(columns, self.layout.encoding, BEGINNING, decoded)
 
     def rows_at(self, prompt: npt.ArrayLike, position: npt.ArrayLike) -> Floats:
         """Activations of given tokens.

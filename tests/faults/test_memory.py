@@ -19,16 +19,14 @@ SLACK_BYTES = 8 * 2**20
 """What an allocator and threads' stacks may take besides: nothing that grows with the rows."""
 
 CHILD = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import numpy as np
 import torch
+from tests.faults.peak import peak_bytes
 from pipeline.memory import resident_bytes
 from storage.shards import Layout, WindowBuffer, create_group
 from storage.reader import BatchOrder, ShardReader
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 what, folder, n_windows = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 LAYOUT = Layout(n_windows=n_windows, window_prompts=2048, positions=32, d_in=4, chunk_rows=256, encoding="float16",
@@ -53,7 +51,7 @@ order = BatchOrder(seed=0, batch_rows=4096, pool_rows=65536, lanes=8)
 if what == "reader":
     with reader.epoch(order) as batches:
         first = len(next(batches).rows)
-        before = peak()
+        before = peak_bytes()
         read = first + sum(len(batch.rows) for batch in batches)
     needs = reader.pool_bytes(order) + 4 * 4096 * (4 * reader.d_in + 2 * reader.d_in + 6)
 else:
@@ -68,9 +66,9 @@ else:
     for encoded in _encode(reader, encoder, range(reader.n_rows), prefetch=2):
         state.take(*encoded)
         read += len(encoded.prompt)
-        before = before or (peak() if read >= 8 * 4096 else 0)
+        before = before or (peak_bytes() if read >= 8 * 4096 else 0)
     needs = sum(array.nbytes for array in state)
-print(json.dumps({"rows": read, "grown": peak() - before, "needs": needs}))
+print(json.dumps({"rows": read, "grown": peak_bytes() - before, "needs": needs}))
 """
 
 
@@ -97,13 +95,14 @@ def test_a_pass_over_all_rows_stays_within_its_budget(what: str, store: tuple[Pa
 
 
 HARVEST = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from pipeline import harvest, memory, tokens
 from pipeline.config import Runtime, load_preset
 from pipeline.progress import Quiet
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace
+from tests.faults.peak import peak_bytes
 preset, root, *settings = sys.argv[1:]
 needs, require = {}, harvest.require_memory
 def noted(layouts, **more):
@@ -112,7 +111,7 @@ def noted(layouts, **more):
 harvest.require_memory = noted
 workspace = Workspace.open(Runtime(root=Path(root), threads=1), Quiet())
 made = Chain(load_preset(preset, settings), workspace, run_directly).harvest()
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - needs.pop("resident")
+grown = peak_bytes() - needs.pop("resident")
 print(json.dumps({"rows": made.stats["rows"], "grown": grown, "needs": sum(needs.values())}))
 """
 
