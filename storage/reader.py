@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "BatchOrder", "ReadState", "ShardReader"]
 
 _REMOTE_THREADS = 4  # each has the requests of one task of a pool under way
-_AHEAD_BATCHES = 4  # asked for, of a remote, beyond the one that is read in order
+_AHEAD_BYTES = 1 << 26  # asked for, of a remote, from the batch on that is read in order
 
 
 class ShardReader:
@@ -185,7 +185,7 @@ class ShardReader:
             stored = {name: Recycled(1) for name in row_names(self._files)}
             for number in range(start, -(-self.n_rows // batch_rows)):
                 first = number * batch_rows
-                self._expect_rows(first, first + _AHEAD_BATCHES * batch_rows)
+                self._expect_rows(first, batch_rows)
                 batch = self._gather(np.arange(first, min(first + batch_rows, self.n_rows)), stored, memory)
                 yield Batch(batch.rows, batch.prompt, batch.position, ReadState(0, number + 1))
 
@@ -197,11 +197,13 @@ class ShardReader:
             raise InputError("rows outside the store", found=f"{start}:{stop}", expected=f"within 0:{self.n_rows}")
         return self.rows_of(np.arange(start, stop))
 
-    def _expect_rows(self, start: int, stop: int) -> None:
+    def _expect_rows(self, start: int, batch_rows: int) -> None:
         """Has a remote begin to send rows; a disk that is read in order looks ahead by itself."""
         if isinstance(self._files, RemoteChunks):
-            chunks = range(start // self.layout.chunk_rows, -(-min(stop, self.n_rows) // self.layout.chunk_rows))
-            self._files.expect(chunks, ["activations"])
+            chunk_rows = self.layout.chunk_rows
+            ahead = max(2 * batch_rows, _AHEAD_BYTES // self._files.arrays["activations"].chunk_bytes * chunk_rows)
+            stop = min(start + ahead, self.n_rows)
+            self._files.expect(range(start // chunk_rows, -(-stop // chunk_rows)), ["activations"])
 
     def rows_of(self, indices: npt.NDArray[np.integer]) -> Batch:
         """Rows by their index in the store.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -39,6 +39,7 @@ class Run:
         push: whether artifacts are published.
         dask: address of a scheduler.
         workers: processes of a cluster on this machine.
+        on_bad_document: overrides ``tokenize.on_bad_document``.
     """
 
     preset: PresetName = "demo"
@@ -54,6 +55,10 @@ class Run:
         str | None, Parameter(help="a Dask scheduler whose workers share harvest and survey: tcp://host:8786")
     ] = None
     workers: Annotated[int | None, Parameter(help="share them among this many processes of this machine")] = None
+    on_bad_document: Annotated[
+        Literal["stop", "skip"] | None,
+        Parameter(help="what tokenize does with one: stop with file and line, or skip and count; the preset's choice"),
+    ] = None
 
     def chain(self) -> Chain:
         """The chain of stages that the options ask for."""
@@ -61,7 +66,8 @@ class Run:
             self.threads, self.home, device=self.device, tensorboard=self.tensorboard, push=self.push,
             dask=self.dask, workers=self.workers,
         )  # fmt: skip
-        return Chain(load_preset(self.preset, self.set_), workspace, run_directly)
+        more = [] if self.on_bad_document is None else [f"tokenize.on_bad_document={self.on_bad_document}"]
+        return Chain(load_preset(self.preset, [*self.set_, *more]), workspace, run_directly)
 
 
 DEFAULTS = Run()

@@ -107,6 +107,23 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(
     assert not list(home.glob("train/*"))
 
 
+def test_bad_documents_stop_with_file_and_line_or_are_skipped_and_counted(tmp_path: Path, tiny_preset: Path):
+    texts = tmp_path / "texts.jsonl"
+    words = [f"word_{i}" for i in range(60)]
+    lines = [json.dumps({"text": " ".join([a, b, a])}) for a in words for b in words]
+    texts.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
+    source = f'tokenize.sources=[{{"name":"a","kind":"files","files":["{texts}"]}}]'
+    arguments = ("tokenize", "--preset", str(tiny_preset), "--set", source, "--set", "tokenize.train_tokens=2000")
+    stopped = sparsemill(*arguments, home=tmp_path / "store")
+    assert stopped.returncode == 1
+    assert "texts.jsonl, line 2" in stopped.stderr
+    skipped = sparsemill(*arguments, "--on-bad-document", "skip", home=tmp_path / "store")
+    assert skipped.returncode == 0, skipped.stderr
+    shown = json.loads(sparsemill("artifacts", "show", "latest", home=tmp_path / "store").stdout)
+    assert shown["config"]["on_bad_document"] == "skip"
+    assert sum(shown["stats"]["bad_documents"].values()) == 1
+
+
 def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, tiny_preset: Path):
     (tmp_path / "thesis.tex").write_text("precious")
     done = sparsemill("tokenize", "--preset", str(tiny_preset), home=tmp_path)
