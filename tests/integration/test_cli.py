@@ -110,7 +110,7 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(
 def test_bad_documents_stop_with_file_and_line_or_are_skipped_and_counted(tmp_path: Path, tiny_preset: Path):
     texts = tmp_path / "texts.jsonl"
     words = [f"word_{i}" for i in range(60)]
-    lines = [json.dumps({"text": " ".join([a, b, a])}) for a in words for b in words]
+    lines = [json.dumps({"text": f"{a} {b} {a}"}) for a in words for b in words]
     texts.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
     source = f'tokenize.sources=[{{"name":"a","kind":"files","files":["{texts}"]}}]'
     arguments = ("tokenize", "--preset", str(tiny_preset), "--set", source, "--set", "tokenize.train_tokens=2000")
