@@ -163,11 +163,12 @@ def _named(prefix: str, weights: Weights) -> dict[str, Tensor]:
 
 def _weights(prefix: str, tensors: Mapping[str, Tensor], config: TrainerConfig) -> Weights:
     W_enc, b_enc, W_dec, b_dec = (_take(tensors, prefix + name) for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
-    d_in = b_dec.shape[0]
+    d_in = b_dec.numel()
     for name, tensor, shape in (
         ("W_enc", W_enc, (d_in, config.d_sae)),
         ("b_enc", b_enc, (config.d_sae,)),
         ("W_dec", W_dec, (config.d_sae, d_in)),
+        ("b_dec", b_dec, (d_in,)),
     ):
         if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
             found = f"{tuple(tensor.shape)} {tensor.dtype}"

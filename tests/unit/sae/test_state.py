@@ -58,6 +58,12 @@ def test_a_missing_tensor_is_refused_by_name(name: str):
         Trainer.restore(settings, tensors, text)
 
 
+def test_a_bias_that_is_a_single_number_is_refused_by_name():
+    settings, tensors, text = saved()
+    with pytest.raises(StateMismatch, match="W_enc|b_dec"):
+        Trainer.restore(settings, tensors | {"b_dec": torch.ones(())}, text)
+
+
 @pytest.mark.parametrize("name", ["step", "last_l0", "version", "density_rows"])
 def test_a_missing_or_mistyped_number_is_refused_by_name(name: str):
     settings, tensors, text = saved()
