@@ -12,13 +12,13 @@ zero (gelu-1l has none), as in TransformerLens.
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.model_files import ModelFiles
+from pipeline.tensor_files import load_pt
 from storage.errors import ConfigError, InputError
 
 Shape = tuple[int, ...]
@@ -131,11 +131,11 @@ def _read(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        found = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        found = load_file(file) if file.suffix == ".safetensors" else load_pt(file)
+    except SafetensorError as error:
         raise InputError(
             "the weights do not read", where=file, found=str(error).partition("\n")[0],
-            expected="tensors by name, as safetensors or in a torch file without other objects",
+            expected="tensors by name, as safetensors",
         ) from error  # fmt: skip
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise InputError("the file holds other things than tensors by name", where=file)

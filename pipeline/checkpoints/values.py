@@ -1,8 +1,6 @@
 """What a checkpoint of any format comes to, and the safe reading of its parts."""
 
 import json
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pipeline.tensor_files import load_pt
 from sae.autoencoder import Autoencoder
 from sae.errors import InvalidTensor
 from storage.errors import InputError
@@ -101,14 +100,7 @@ def read_pt(path: Path) -> Mapping[str, torch.Tensor]:
     Raises:
         InputError: no such file, or not a file of tensors alone.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of old pickles, which are refused anyway
-            found = torch.load(_present(path), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(
-            "the .pt file is not one of tensors alone", where=path, found=_first_line(error),
-            expected="a state dict of tensors; anything that would run code on reading is refused",
-        ) from error  # fmt: skip
+    found = load_pt(_present(path))
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise InputError("the .pt file holds no state dict", where=path, expected="tensors by name")
     return found
