@@ -1,10 +1,11 @@
 """A training step beside those of other programs: ``python -m bench.peer_steps``.
 
-SAELens (float32, and with its autocast), dictionary_learning, sparsify, the plain dense loop of ``bench.train`` and
-ours, each in its own process and environment (``bench.peers``), take a step each in turn, round after round, on the
-same batch from the same weights, with the same number of threads. Biases are calibrated to the L0 named, and the
-learning rate is so small that it stays there. sparsify is TopK with k the L0: its work is another's, and it is there
-for scale.
+SAELens (float32 and with its autocast, each also compiled), dictionary_learning, sparsify, the plain dense loop of
+``bench.train`` and ours, each in its own process and environment (``bench.peers``), take a step each in turn, round
+after round, on the same batch from the same weights, with the same number of threads. Biases are calibrated to the L0
+named, and the learning rate is so small that it stays there. sparsify is TopK with k the L0: its work is another's, and
+it is there for scale.
+
 Writes ``bench/results/peer_steps.json``.
 """
 
@@ -28,7 +29,9 @@ from sae.trainer import Trainer
 OURS, PLAIN = "sparsemill", "plain dense loop"
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "SAELens": ("saelens", {}),
+    "SAELens, compiled": ("saelens", {"compiled": True}),
     "SAELens, autocast": ("saelens", {"autocast": True}),
+    "SAELens, autocast, compiled": ("saelens", {"autocast": True, "compiled": True}),
     "dictionary_learning": ("dictionary_learning", {}),
     "sparsify (TopK)": ("sparsify", {}),
 }

@@ -16,7 +16,7 @@ from serving import Answer, Training, load, serve_training
 
 def start(
     *, d_in: int, d_sae: int, l1: float, learning_rate: float, batch_rows: int, steps: int, rows: str,
-    weights: str | None = None, autocast: bool = False,
+    weights: str | None = None, autocast: bool = False, compiled: bool = False,
 ) -> Training:  # fmt: skip
     config = StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, l1_coefficient=l1, dtype="float32", device="cpu")
     sae = StandardTrainingSAE(config)
@@ -32,6 +32,9 @@ def start(
         ),
         sae, iter(()),
     )  # fmt: skip
+
+    if compiled:  # as its runner does with compile_sae
+        sae.training_forward_pass = torch.compile(sae.training_forward_pass)
 
     def step(batch: torch.Tensor) -> None:  # as SAETrainer.fit does it
         trainer.maybe_reset_sparsity()
