@@ -159,11 +159,11 @@ def hand_written(folder: Path, device: str) -> Callable[[torch.Tensor], torch.Te
     return forward
 
 
-def harvest_once(preset: Path, root: Path, device: str, threads: int) -> dict[str, float]:
-    """In this process: one harvest; seconds, and memory above what there was before it."""
+def harvest_once(preset: Path, root: Path, device: str, threads: int, workers: int | None = None) -> dict[str, float]:
+    """In this process, or by so many workers: one harvest; seconds, and memory above what there was before it."""
     config = load_preset(str(preset))
     reporter = Timed()
-    workspace = Workspace.open(Runtime(root=root, device=device, threads=threads), reporter)
+    workspace = Workspace.open(Runtime(root=root, device=device, threads=threads, workers=workers), reporter)
     parent = tokens.tokenize(config.tokenize, workspace).artifact
     stated, before = 0, 0
 
@@ -189,13 +189,14 @@ def harvest_once(preset: Path, root: Path, device: str, threads: int) -> dict[st
     }  # fmt: skip
 
 
-def in_a_process(preset: Path, folder: Path, device: str, threads: int) -> dict[str, float]:
+def in_a_process(preset: Path, folder: Path, device: str, threads: int, workers: int | None = None) -> dict[str, float]:
     """:func:`harvest_once` in a new process and a new store that shares the prompts."""
     with tempfile.TemporaryDirectory(dir=folder) as root:
         (Path(root) / "tokenize").symlink_to(folder / "prompts" / "tokenize")
         (Path(root) / "sparsemill-store.json").write_bytes((folder / "prompts/sparsemill-store.json").read_bytes())
         command = [sys.executable, "-m", "bench.harvesting", "--once", str(preset), root, "--device", device]
-        done = subprocess.run([*command, "--threads", str(threads)], check=True, capture_output=True, text=True)
+        command += ["--threads", str(threads), *(["--workers", str(workers)] if workers else [])]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -332,9 +333,11 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8, help="windows a harvest, of 1,024 prompts")
     parser.add_argument("--folder", type=Path, help="where the stores are written for the while")
     parser.add_argument("--once", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.once:
-        print(json.dumps(harvest_once(*options.once, options.device, options.threads)))
+        preset, root = options.once
+        print(json.dumps(harvest_once(preset, root, options.device, options.threads, options.workers)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         figures = measure(Path(folder), options.device, options.threads, options.rounds, options.windows)

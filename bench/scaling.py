@@ -7,6 +7,8 @@ Cost against one size at a time, beside what theory expects (a line through the 
 - *d_sae*: a training step at d_in 512, batch 4,096, L0 32, ours and the dense loop's (``bench.train``). Linear.
 - *prompts a window*: a window shuffled and written, a row; sorting makes it log P, and pages of memory that the
   kernel must provide more than that. With it the mixing, at the smallest pool that the reader takes: just under 1.
+- *workers*: a harvest of ``bench.harvesting``'s model by that many workers of this machine, of one thread each, from
+  its third window to its last. One over their number, as long as there are cores.
 
 A projection multiplies what ``bench.harvesting``, ``bench.reading`` and ``bench.train`` measured at gelu-1l's size by
 the rows of 2e9 and 1e12 tokens. Writes ``bench/results/scaling.json``, for docs/scaling.md.
@@ -19,16 +21,20 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from bench import train
+from bench import harvesting, train
 from bench.machine import RESULTS, interleave, say, write_results
 from bench.tables import DOCS, markdown
+from pipeline import tokens
+from pipeline.config import Runtime, load_preset
 from pipeline.planning.sizes import planned_batches
+from pipeline.workspace import Workspace
 from storage import atomic
 from storage.certificate import certify
 from storage.reader import BatchOrder, ShardReader
@@ -38,6 +44,7 @@ D_IN, POSITIONS, WINDOW_PROMPTS, CHUNK_ROWS, BATCH_ROWS = 64, 128, 1024, 64, 409
 WINDOWS = (1, 2, 8, 24, 76)
 D_SAE = (1024, 2048, 4096, 8192, 16384)
 PROMPTS = (256, 512, 1024, 2048, 4096, 8192)
+WORKERS, WORKED_WINDOWS = (1, 2), 8
 ORDER = BatchOrder(seed=0, batch_rows=BATCH_ROWS, pool_rows=65_536)
 TOKENS = (2 * 10**9, 10**12)
 
@@ -113,6 +120,28 @@ def against_d_sae(sizes: Sequence[int], rounds: int, threads: int) -> list[dict[
     return found
 
 
+def against_workers(folder: Path, sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Seconds a window of 1,024 prompts of 128 tokens."""
+    say(f"workers: {sizes}")
+    harvesting.write_model(folder)
+    preset = harvesting.write_preset(folder, WORKED_WINDOWS)
+    tokens.tokenize(load_preset(str(preset)).tokenize, Workspace.open(Runtime(root=folder / "prompts")))
+    took: dict[int, list[float]] = {size: [] for size in sizes}
+
+    def harvest(size: int) -> None:
+        once = harvesting.in_a_process(preset, folder, "cpu", threads=size, workers=size)
+        took[size].append(once["steady_seconds"] / once["steady_windows"])
+
+    load = interleave({str(size): lambda size=size: harvest(size) for size in sizes}, rounds).load
+    return [
+        {
+            "size": size, "load": load,
+            "seconds": {"harvest": {"median": median(took[size]), "low": min(took[size]), "high": max(took[size])}},
+        }
+        for size in sizes
+    ]  # fmt: skip
+
+
 def projection() -> dict[str, Any] | None:
     """Rates at gelu-1l's size from the other benchmarks' results, with where they come from."""
     rates: dict[str, Any] = {}
@@ -163,12 +192,23 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
         ]
         for point in figures["d_sae"]
     ]
+    tokens_a_window = harvesting.WINDOW_PROMPTS * harvesting.PROMPT_TOKENS
+    by_workers = [
+        [
+            f"{point['size']}",
+            *(f"{tokens_a_window / point['seconds']['harvest'][key]:,.0f}" for key in ("median", "high", "low")),
+        ]
+        for point in figures["workers"]
+    ]
     machine = figures["machine"]
-    loads = [load for kind in ("rows", "prompts", "d_sae") for point in figures[kind] for load in point["load"]]
+    loads = [
+        load for kind in ("rows", "prompts", "d_sae", "workers") for point in figures[kind] for load in point["load"]
+    ]
     blocks = {
         "rows": markdown(["rows", "write, µs a row", "certificate, µs a row", "read, µs a row"], by_rows),
         "prompts": markdown(["prompts a window", "write, µs a row", "same-prompt pairs, uniform = 1"], by_prompts),
         "d_sae": markdown(["d_sae", "L0", "ours, s a step", "dense loop, s a step"], by_d_sae),
+        "workers": markdown(["workers", "harvested tokens a second", "least", "greatest"], by_workers),
         "machine": (
             f"{machine['cpu']}, {figures['threads']} threads; numpy {machine['versions']['numpy']}, torch "
             f"{machine['versions']['torch']}. Medians of {figures['rounds']} rounds; load average {min(loads):.1f} to "
@@ -191,6 +231,7 @@ def plots(figures: Mapping[str, Any]) -> dict[str, go.Figure]:
         "rows": ("rows", ("write", "certificate", "read"), 1),
         "d_sae": ("features", (train.OURS, train.PLAIN), 1),
         "prompts": ("prompts a window", ("write",), 0),
+        "workers": ("workers", ("harvest",), -1),
     }
     return {kind: _plot(figures[kind], *how) for kind, how in kinds.items()}
 
@@ -239,10 +280,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         rows = against_rows(Path(folder), [n for n in WINDOWS if layout_of(n).n_rows <= largest], options.rounds)
         prompts = against_prompts(Path(folder), [n for n in PROMPTS if n <= largest], options.rounds)
+        workers = against_workers(Path(folder), WORKERS, options.rounds)
     d_sae = against_d_sae([n for n in D_SAE if n <= largest], options.rounds, options.threads)
     figures = {
         "load": os.getloadavg()[0], "threads": options.threads, "rounds": options.rounds, "seed": 0, "d_in": D_IN,
-        "rows": rows, "prompts": prompts, "d_sae": d_sae, "projection": projection(),
+        "rows": rows, "prompts": prompts, "d_sae": d_sae, "workers": workers, "projection": projection(),
     }  # fmt: skip
     print(json.dumps(figures) if options.no_write else write_results("scaling", figures))
 
