@@ -15,45 +15,31 @@ need not be computed again. Finding an artifact costs one read of its manifest. 
 beside the folder, and sharing is copying folders), a lease with a timeout (a stopped process would lose its lock).
 """
 
-import json
 import os
 import platform
-import re
 import socket
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import Literal, cast
+from typing import Literal
 
-from storage import atomic
+from storage import atomic, references
 from storage.artifact import Artifact, Origin, Problem, file_names, open_folder
 from storage.borrowing import PULLED_NAME, Borrowing
-from storage.errors import (
-    AmbiguousReference,
-    ArtifactNotFound,
-    CorruptArtifact,
-    InputError,
-)
+from storage.errors import ArtifactNotFound, CorruptArtifact
 from storage.fingerprint import Json, canonical_json
-from storage.manifest import MANIFEST_NAME, RUN_NAME, Manifest, Parent, Spec, is_id, stage_of
+from storage.manifest import MANIFEST_NAME, RUN_NAME, Manifest, Parent, Spec, stage_of
+from storage.references import LATEST, Stages
 from storage.remote import RemoteStore, split_reference
-from storage.root import check_root, create_root
+from storage.root import check_root, create_root, make_durable_folder
 from storage.staging import Staging
 from storage.transfers import Track, untracked
 from storage.verification import verify
 
-__all__ = ["Artifact", "ArtifactStore", "Made", "Parent", "Problem", "Result", "Spec", "Staging"]
-
-LATEST = "latest"
-
-Stages = str | tuple[str, ...] | None
-"""A stage, any of some stages, or any at all."""
-
-_TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")
-_HEX = re.compile(r"[0-9a-f]{1,12}")
+__all__ = ["LATEST", "Artifact", "ArtifactStore", "Made", "Parent", "Problem", "Result", "Spec", "Staging"]
 
 
 @dataclass(frozen=True)
@@ -131,17 +117,7 @@ class ArtifactStore:
 
     def ids(self, stage: Stages = None) -> "list[str]":
         """Ids of all artifacts, or of some stages, newest first, without reading their manifests."""
-        folders = (stage,) if isinstance(stage, str) else stage or ("[a-z]*",)
-        return [artifact_id for _, artifact_id in sorted(self._committed(folders), reverse=True)]
-
-    def _committed(self, folders: Sequence[str] = ("[a-z]*",)) -> "list[tuple[int, str]]":
-        """(order, id) of artifacts; a manifest's time is later than that of every one committed before it."""
-        found: list[tuple[int, str]] = []
-        for path in (path for folder in folders for path in self.root.glob(f"{folder}/*/{MANIFEST_NAME}")):
-            with suppress(FileNotFoundError):  # removed since the folder was listed
-                if is_id(path.parent.name):
-                    found.append((path.stat().st_mtime_ns, path.parent.name))
-        return found
+        return references.ids(self.root, stage)
 
     def resolve(self, reference: str, *, stage: Stages = None) -> Artifact:
         """The artifact that a person means.
@@ -161,13 +137,13 @@ class ArtifactStore:
         elif "/" in reference or reference.startswith((".", "~")):
             artifact = open_folder(Path(reference).expanduser())
         else:
-            artifact = self.open(self._resolve_id(reference, stage))
+            artifact = self.open(references.resolve_id(self.root, reference, stage))
         if stage is not None and artifact.stage not in ((stage,) if isinstance(stage, str) else stage):
             raise ArtifactNotFound(
                 "the reference names an artifact of another stage",
                 where=reference,
                 found=artifact.id,
-                expected=_named(stage),
+                expected=references.named(stage),
             )
         return artifact
 
@@ -185,21 +161,15 @@ class ArtifactStore:
 
     def tag(self, name: str, artifact: Artifact) -> None:
         """Gives an artifact of this store a name, moving it from the one that had it."""
-        if _TAG.fullmatch(name) is None or name == LATEST or is_id(name):
-            raise InputError("not a usable tag", found=repr(name), expected="letters, digits, '.', '_', '-'; not an id")
         if self._here(artifact.id) is None:
             raise ArtifactNotFound(
                 "only artifacts of this store can be tagged", where=self.root, found=artifact.id, remedy="pull it first"
             )
-        create_root(self.root)
-        folder = self.root / ".tags"
-        self._make_folder(folder)
-        atomic.replace_file(folder / name, canonical_json({"id": artifact.id}))
+        references.write_tag(self.root, name, artifact.id)
 
     def tags(self) -> dict[str, str]:
         """Artifact ids by tag, sorted."""
-        paths = sorted(path for path in (self.root / ".tags").glob("*") if _TAG.fullmatch(path.name))
-        return {path.name: self._read_tag(path) for path in paths}
+        return references.read_tags(self.root)
 
     def parent(self, artifact: Artifact, role: str) -> Artifact:
         """The artifact that another was made from, checked to be the very one: here, or where the other came from.
@@ -362,11 +332,11 @@ class ArtifactStore:
         """Puts a folder whose files are durable where artifacts are, by one rename, its manifest written last."""
         atomic.replace_file(made / RUN_NAME, canonical_json(run))
         atomic.replace_file(made / MANIFEST_NAME, manifest.to_bytes())
-        newest = max(self._committed(), default=(0, ""))[0]
+        newest = max(references.committed(self.root), default=(0, ""))[0]
         if (made / MANIFEST_NAME).stat().st_mtime_ns <= newest:  # the clock was set back
             atomic.stamp(made / MANIFEST_NAME, newest + 1)
         folder = self._folder(manifest.spec.id)
-        self._make_folder(folder.parent)
+        make_durable_folder(self.root, folder.parent)
         if folder.exists():  # superseded, or without a manifest: what is left of a removed artifact
             atomic.rename(folder, made.with_name("replaced"))
         atomic.rename(made, folder)
@@ -394,64 +364,8 @@ class ArtifactStore:
         with atomic.exclusive_lock(folder / artifact_id, on_wait=on_wait):
             yield
 
-    def _make_folder(self, folder: Path) -> None:
-        """Makes a folder of the root's durable, also one that a process made which was killed before it was."""
-        atomic.make_folder(folder)
-        atomic.sync_folder(self.root)
-
     def _folder(self, artifact_id: str) -> Path:
         return self.root / stage_of(artifact_id) / artifact_id
 
     def _staging_folder(self, artifact_id: str) -> Path:
         return self.root / ".staging" / artifact_id
-
-    def _resolve_id(self, reference: str, stage: Stages) -> str:
-        if is_id(reference):
-            return reference
-        if reference == LATEST:
-            newest = self.ids(stage)
-            if not newest:
-                raise ArtifactNotFound(f"no {_named(stage) or 'artifact'} yet", where=self.root, found=reference)
-            return newest[0]
-        tag = self.root / ".tags" / reference
-        if _TAG.fullmatch(reference) and tag.is_file():
-            return self._read_tag(tag)
-        return self._resolve_prefix(reference, stage)
-
-    def _resolve_prefix(self, reference: str, stage: Stages) -> str:
-        def answers(artifact_id: str) -> bool:
-            digits = artifact_id.rpartition("-")[2]
-            return artifact_id.startswith(reference) or (
-                _HEX.fullmatch(reference) is not None and digits.startswith(reference)
-            )
-
-        matches = sorted(filter(answers, self.ids(stage))) if reference else []
-        if not matches:
-            what = (
-                "no artifact answers to this name"
-                if stage is None
-                else f"no {_named(stage)} artifact answers to this name"
-            )
-            known = ", ".join([LATEST, *self.tags(), *self.ids(stage)[:5]])
-            raise ArtifactNotFound(what, where=self.root, found=repr(reference), expected=f"one of {known}, ...")
-        if len(matches) > 1:
-            raise AmbiguousReference(
-                "several artifacts answer to this name",
-                where=self.root,
-                found=", ".join(matches),
-                expected="one",
-                remedy="give more of the id",
-            )
-        return matches[0]
-
-    def _read_tag(self, path: Path) -> str:
-        try:
-            artifact_id = cast("dict[str, str]", json.loads(path.read_bytes()))["id"]
-            stage_of(artifact_id)
-        except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
-            raise CorruptArtifact("not a tag", where=path, remedy="tag the artifact again") from error
-        return artifact_id
-
-
-def _named(stages: Stages) -> str:
-    return stages if isinstance(stages, str) else " or ".join(stages or ())

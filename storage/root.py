@@ -52,6 +52,12 @@ def create_root(root: Path) -> None:
         atomic.replace_file(root / MARKER_NAME, canonical_json({"format_version": FORMAT_VERSION}))
 
 
+def make_durable_folder(root: Path, folder: Path) -> None:
+    """Makes a folder of a root's durable, also one that a process made which was killed before it was."""
+    atomic.make_folder(folder)
+    atomic.sync_folder(root)
+
+
 def _is_foreign(path: Path) -> bool:
     # The marker's own temporary file is not, as two processes may create one store at once; nor is a disk's lost+found.
     return path.name != "lost+found" and not path.name.startswith(f".{MARKER_NAME}.")

@@ -20,7 +20,7 @@ CENTURY = 100 * 365 * 86400
 READS_THE_CLOCK = {
     ("storage/artifacts.py", "_stage_and_commit"): "run.json, which nothing reads back",
     ("storage/artifacts.py", "adopt"): "run.json, which nothing reads back",
-    ("storage/artifacts.py", "_committed"): "the order of commits, which _publish keeps whatever the clock says",
+    ("storage/references.py", "committed"): "the order of commits, which _publish keeps whatever the clock says",
     ("storage/artifacts.py", "_publish"): "keeps that order",
     ("storage/chunk_cache.py", "_make_room"): "which cached chunks go first; any may",
     (
