@@ -50,6 +50,7 @@ bench: $(STAMP)  ## the benchmarks that take minutes each; other programs in env
 	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.orders
 	$(BIN)/python -m bench.peer_steps --size 512-4096
+	$(BIN)/python -m bench.formats
 	$(BIN)/python -m bench.peer_stores
 	$(BIN)/python -m bench.peer_quality
 	$(BIN)/python -m bench.tables
