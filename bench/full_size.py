@@ -22,7 +22,10 @@ from pipeline.planning.plan import plan
 from pipeline.progress import for_stderr
 from pipeline.workspace import Workspace
 
-ONE_WINDOW = ["train.source=store", "harvest.n_windows=1", "harvest.window_prompts=4096", "train.pool_rows=65536"]
+ONE_WINDOW = [
+    "train.source=store", "harvest.n_windows=1", "harvest.window_prompts=4096", "train.pool_rows=65536",
+    "train.autoencoder.steps=128",  # one pass of a window's 524,288 rows, as the published run is one of its tokens
+]  # fmt: skip
 TOKENS = 2 * 10**9
 
 
