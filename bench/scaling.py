@@ -7,8 +7,8 @@ Cost against one size at a time, beside what theory expects (a line through the 
 - *d_sae*: a training step at d_in 512, batch 4,096, L0 32, ours and the dense loop's (``bench.train``). Linear.
 - *prompts a window*: a window shuffled and written, a row; sorting makes it log P, and pages of memory that the
   kernel must provide more than that. With it the mixing, at the smallest pool that the reader takes: just under 1.
-- *workers*: a harvest of ``bench.harvesting``'s model by that many workers of this machine, of one thread each, from
-  its third window to its last. One over their number, as long as there are cores.
+- *workers*: a harvest of ``bench.harvesting``'s model by that many workers of this machine, of one thread each: what
+  six windows more cost. One over their number, as long as there are cores.
 
 A projection multiplies what ``bench.harvesting``, ``bench.reading`` and ``bench.train`` measured at gelu-1l's size by
 the rows of 2e9 and 1e12 tokens. Writes ``bench/results/scaling.json``, for docs/scaling.md.
@@ -44,7 +44,7 @@ D_IN, POSITIONS, WINDOW_PROMPTS, CHUNK_ROWS, BATCH_ROWS = 64, 128, 1024, 64, 409
 WINDOWS = (1, 2, 8, 24, 76)
 D_SAE = (1024, 2048, 4096, 8192, 16384)
 PROMPTS = (256, 512, 1024, 2048, 4096, 8192)
-WORKERS, WORKED_WINDOWS = (1, 2), 8
+WORKERS, SHORT_HARVEST, LONG_HARVEST = (1, 2), 2, 8  # windows
 ORDER = BatchOrder(seed=0, batch_rows=BATCH_ROWS, pool_rows=65_536)
 TOKENS = (2 * 10**9, 10**12)
 
@@ -121,25 +121,25 @@ def against_d_sae(sizes: Sequence[int], rounds: int, threads: int) -> list[dict[
 
 
 def against_workers(folder: Path, sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Seconds a window of 1,024 prompts of 128 tokens."""
-    say(f"workers: {sizes}")
+    """Seconds a window of 1,024 prompts of 128 tokens: what more windows cost, so that no start or end counts."""
     harvesting.write_model(folder)
-    preset = harvesting.write_preset(folder, WORKED_WINDOWS)
-    tokens.tokenize(load_preset(str(preset)).tokenize, Workspace.open(Runtime(root=folder / "prompts")))
-    took: dict[int, list[float]] = {size: [] for size in sizes}
-
-    def harvest(size: int) -> None:
-        once = harvesting.in_a_process(preset, folder, "cpu", threads=size, workers=size)
-        took[size].append(once["steady_seconds"] / once["steady_windows"])
-
-    load = interleave({str(size): lambda size=size: harvest(size) for size in sizes}, rounds).load
-    return [
-        {
-            "size": size, "load": load,
-            "seconds": {"harvest": {"median": median(took[size]), "low": min(took[size]), "high": max(took[size])}},
-        }
-        for size in sizes
-    ]  # fmt: skip
+    long = harvesting.write_preset(folder, LONG_HARVEST)
+    short = long.with_name("short.toml")
+    short.write_text(long.read_text().replace("[harvest]", f"[harvest]\nn_windows = {SHORT_HARVEST}"))
+    tokens.tokenize(load_preset(str(long)).tokenize, Workspace.open(Runtime(root=folder / "prompts")))
+    found: list[dict[str, Any]] = []
+    for size in sizes:
+        say(f"{size} workers")
+        load, took = os.getloadavg()[0], []
+        for _ in range(rounds):
+            seconds = [
+                harvesting.in_a_process(preset, folder, "cpu", threads=size, workers=size)["seconds"]
+                for preset in (short, long)
+            ]
+            took.append((seconds[1] - seconds[0]) / (LONG_HARVEST - SHORT_HARVEST))
+        cost = {"median": median(took), "low": min(took), "high": max(took)}
+        found.append({"size": size, "load": (load, os.getloadavg()[0]), "seconds": {"harvest": cost}})
+    return found
 
 
 def projection() -> dict[str, Any] | None:
