@@ -1,7 +1,10 @@
 """The public API of a notebook: open what a run made, by any name it answers to.
 
-A reference is an id, the unique beginning of one, a tag, ``latest``, or the path of an artifact's folder. Artifacts are
-looked for in SPARSEMILL_HOME, else in ``./artifacts``. ``examples/activation_store.ipynb`` shows the stores at work,
+A *reference* is an id, the unique beginning of one, a tag, ``latest`` (of the kind that is asked for), the path of an
+artifact's folder, or ``URL/STAGE/ID`` of one in a remote. Artifacts are looked for in ``root``, by default the folder
+that SPARSEMILL_HOME names, else ``./artifacts``; a whole id also in the remote that SPARSEMILL_REMOTE names. What is
+not there, or could be several, is an ``ArtifactNotFound`` or ``AmbiguousReference``, what is damaged a
+``CorruptArtifact``; each is a :class:`SparsemillError`. ``examples/activation_store.ipynb`` shows the stores at work,
 ``examples/autoencoder_features.ipynb`` the autoencoders.
 
 Examples:
@@ -64,13 +67,14 @@ from pipeline.language_model import load as load_language_model
 from pipeline.statistics import Moments
 from pipeline.texts import Excerpt, Highlighted, Texts, texts_of
 from pipeline.tokens import TokenTable
-from pipeline.torch_batches import TorchBatches, to_device
+from pipeline.torch_batches import TorchBatch, TorchBatches, to_device
 from pipeline.training import AUTOENCODER_STAGES, load_autoencoder
 from pipeline.workspace import Workspace
 from sae.autoencoder import Autoencoder
 from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore
-from storage.reader import BatchOrder, ReadState, ShardReader
+from storage.errors import SparsemillError
+from storage.reader import Batch, BatchOrder, ReadState, ShardReader
 
 __all__ = [
     "artifacts",
@@ -88,6 +92,7 @@ __all__ = [
     "Artifact",
     "ArtifactStore",
     "Autoencoder",
+    "Batch",
     "BatchOrder",
     "Example",
     "Examples",
@@ -98,8 +103,10 @@ __all__ = [
     "Moments",
     "ReadState",
     "ShardReader",
+    "SparsemillError",
     "Texts",
     "TokenTable",
+    "TorchBatch",
     "TorchBatches",
 ]
 
@@ -114,11 +121,16 @@ def artifacts(root: Path | str | None = None) -> ArtifactStore:
         >>> [artifact.id for artifact in sparsemill.artifacts().list("harvest")] != []
         True
     """
-    return ArtifactStore(Runtime().root if root is None else Path(root))
+    return _workspace(root).store
 
 
 def open_activations(reference: str = "latest", *, root: Path | str | None = None) -> ShardReader:
-    """A reader of an activation store: shuffled batches, rows by (prompt, position), a Dask array."""
+    """A reader of an activation store: shuffled batches, rows by (prompt, position), a Dask array.
+
+    Args:
+        reference: of a harvest. One of a remote is read where it is, chunk by chunk.
+        root: of the artifact store.
+    """
     return ShardReader.of(artifacts(root).resolve(reference, stage="harvest"))
 
 
@@ -135,12 +147,23 @@ def open_texts(reference: str = "latest", *, root: Path | str | None = None) -> 
 
 
 def open_statistics(reference: str = "latest", *, root: Path | str | None = None) -> Moments:
-    """What a harvest measured of its rows: mean, minimum and maximum of each neuron, singular vectors."""
+    """What a harvest measured of its rows: mean, minimum and maximum of each neuron, singular vectors.
+
+    Args:
+        reference: of the harvest.
+        root: of the artifact store.
+    """
     return moments(artifacts(root).resolve(reference, stage="harvest"))
 
 
 def open_sae(reference: str = "latest", *, root: Path | str | None = None) -> Autoencoder:
-    """An autoencoder: trained here, imported, or a checkpoint as :func:`open_features` takes it."""
+    """An autoencoder: float32 tensors on the CPU.
+
+    Args:
+        reference: of one trained here or imported; or a checkpoint as :func:`open_features` takes it, which is read,
+            not imported.
+        root: of the artifact store.
+    """
     if is_checkpoint(reference):
         return read_checkpoint(reference).sae
     return load_autoencoder(artifacts(root).resolve(reference, stage=AUTOENCODER_STAGES))
@@ -163,6 +186,9 @@ def open_features(
         model: of a checkpoint without one: the language model, such as ``gelu-1l``.
         hook_name: of a checkpoint that does not say it: its site.
         root: of the artifact store.
+
+    Raises:
+        InputError: the checkpoint is not one that can be read.
     """
     workspace = _workspace(root)
     if not is_checkpoint(reference):
@@ -175,13 +201,19 @@ def open_features(
 def export_sae(
     reference: str, folder: Path | str, kind: str = "saelens", *, root: Path | str | None = None
 ) -> list[Path]:
-    """Writes an autoencoder as another program keeps it, and returns the files.
+    """Writes an autoencoder as another program keeps it.
 
     Args:
         reference: of the autoencoder.
         folder: new, or empty.
-        kind: ``saelens`` or ``dictionary_learning``.
+        kind: ``saelens``, ``dictionary_learning``, or ``safetensors`` for a plain folder.
         root: of the artifact store.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: there is no such kind, or something in the folder.
     """
     workspace = _workspace(root)
     return export_autoencoder(
@@ -190,7 +222,12 @@ def export_sae(
 
 
 def open_tokens(reference: str = "latest", *, root: Path | str | None = None) -> TokenTable:
-    """The prompts of a tokens artifact."""
+    """The prompts of a tokens artifact.
+
+    Args:
+        reference: of the tokens artifact.
+        root: of the artifact store.
+    """
     return TokenTable(artifacts(root).resolve(reference, stage="tokenize"))
 
 

@@ -24,7 +24,7 @@ from sphinx.application import Sphinx
 from pipeline.analysis import ANALYSES, Analysis
 from pipeline.analysis.post import PUBLISHED
 from pipeline.cli import app as command_line
-from pipeline.config import Preset, Runtime
+from pipeline.config import Preset, Runtime, load_preset, preset_names
 
 project = "sparsemill"
 author = copyright = "The sparsemill authors"  # noqa: A001  (Sphinx's name)
@@ -55,11 +55,24 @@ def configuration() -> str:
     return "\n\n".join(_section(model) for model in [*seen, Runtime])
 
 
+def presets() -> str:
+    """The presets that come along."""
+    rows = [[f"`{name}`", load_preset(name).description] for name in preset_names()]
+    return _table(["preset", "what it is for"], rows)
+
+
 def commands() -> str:
-    """Every command with its options, as cyclopts describes them."""
-    text = command_line.generate_docs(output_format="markdown", heading_level=2)
-    body = text[text.index("\n## sparsemill artifacts") :] if "\n## sparsemill artifacts" in text else text
-    return re.sub(r"^```console$", "```text", body, flags=re.MULTILINE)
+    """Every command with its options, as cyclopts describes them; what many have in common once, at the end."""
+    text = command_line.generate_docs(output_format="markdown", heading_level=1)
+    body = text[text.index("\n**Before a run**") :]  # above it: what the page itself says, and a table of contents
+    body = re.sub(r"^```console$", "```text", body, flags=re.MULTILINE)
+    body = re.sub(r"^For instance: (.+?)[.]$(?=\n\n)", _examples, body, flags=re.MULTILINE | re.DOTALL)
+    shared = re.compile(r"\*\*Which run[^\n]*\*\*:\n\n(.*?)(?=\n\n#|\Z)", re.DOTALL)
+    parts = re.split(r"(```.*?```|`[^`\n]*`)", body, flags=re.DOTALL)  # every other one is code
+    body = "".join(part if part[:1] == "`" else re.sub(r"--[a-z][a-z-]*", r"`\g<0>`", part) for part in parts)
+    (options,) = set(shared.findall(body))
+    body = shared.sub("Also the [options of a run](#options-of-a-run).", body)
+    return f"{body}\n\n## Options of a run\n\nOf every command that runs stages:\n\n{options}"
 
 
 def findings() -> str:
@@ -68,7 +81,7 @@ def findings() -> str:
 
 
 GENERATED: dict[str, Callable[[], str]] = {
-    "configuration": configuration, "commands": commands, "findings": findings,
+    "configuration": configuration, "presets": presets, "commands": commands, "findings": findings,
 }  # fmt: skip
 
 
@@ -98,6 +111,11 @@ def _analysis(analysis: Analysis) -> str:
         ),
     ]
     return "\n\n".join(parts)
+
+
+def _examples(found: re.Match[str]) -> str:
+    """Commands of a help text, which stand one after the other in a sentence, as a block."""
+    return "\n".join(["```text", *" ".join(found[1].split()).split("; "), "```"])
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -143,7 +161,9 @@ def _plain(annotation: Any) -> str:
     if origin in (tuple, dict):
         inner = ", ".join("..." if argument is Ellipsis else _plain(argument) for argument in arguments)
         return f"{origin.__name__}[{inner}]"
-    return annotation.__name__ if isinstance(annotation, type) and annotation is not type(None) else str(annotation)
+    if annotation is type(None):
+        return "None"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline.config import Preset
+from pipeline.progress import Quiet
 from pipeline.stages import Chain
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
@@ -79,7 +80,7 @@ def explain_chain(preset: Preset, workspace: Workspace) -> list[StageAnswer]:
         preset: the whole run's config.
         workspace: where it would happen.
     """
-    asking = _Asking(workspace.runtime, workspace.reporter)
+    asking = _Asking(workspace.runtime, Quiet())  # a stage that is asked about would be reported as found
 
     def ask(name: str, work: Callable[[], Made]) -> Made:  # noqa: ARG001
         return work()

@@ -119,6 +119,9 @@ class Texts:
         """Text of a whole prompt, special tokens included.
 
         A character that the prompt's beginning or end cuts in two shows as the replacement sign.
+
+        Raises:
+            InputError: there is no such prompt.
         """
         return _decode(self._tokenizer, self._ids(number))
 
@@ -147,7 +150,11 @@ class Texts:
         return Excerpt(text[cuts[first] : cuts[start]], text[cuts[start] : cuts[end]], text[cuts[end] : cuts[last]])
 
     def source(self, prompt: int) -> Origin:
-        """Where a prompt comes from: its source, and the document that it begins in."""
+        """Where a prompt comes from: its source, and the document that it begins in.
+
+        Raises:
+            InputError: there is no such prompt.
+        """
         self._check(prompt)
         document = self._documents.slice(int(self._document_of[prompt]), 1)
         return Origin(document["source"][0].as_py(), document["name"][0].as_py())

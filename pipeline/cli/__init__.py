@@ -9,15 +9,20 @@ import json
 import signal
 import sys
 import threading
+from importlib.metadata import version
 from types import FrameType
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from pipeline.cli.artifacts import artifacts
 from pipeline.cli.checkpoints import export, import_checkpoint
 from pipeline.cli.options import (
+    AFTERWARDS,
+    BEFORE,
     DEFAULTS,
+    SHARE,
+    STAGES,
     AsJson,
     Home,
     PresetName,
@@ -40,32 +45,38 @@ EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 app = App(
     name="sparsemill",
-    help="Grind a language model's activations into sparse features: tokenize, harvest, train, analyse, share.",
+    help="""Grind a language model's activations into sparse features: tokenize, harvest, train, analyse, share.
+
+    To begin with: 'sparsemill plan demo' says what the demo takes, 'sparsemill replicate' runs it, 'sparsemill report
+    open' shows what came out. A run is a preset, and --set stage.field=value on top of it. What is made lies in
+    ./artifacts, or where SPARSEMILL_HOME says; what is there is found, not made again, and what was interrupted goes
+    on with the same command.
+    """,
+    version=lambda: version("sparsemill"),
     suppress_keyboard_interrupt=False,  # main() says how to go on
 )
-app.command(artifacts)
-app.command(import_checkpoint, name="import")
-app.command(export)
-app.command(study)
-app.command(report)
-app.command(push)
-app.command(pull)
-app.command(explain)
+app["--help"].group = app["--version"].group = Group.create_ordered("Options")
 
 
-@app.command
+@app.command(group=STAGES, sort_key=1)
 def tokenize(*, run: Run = DEFAULTS) -> None:
-    """Cut documents into prompts of token ids."""
+    """Cut documents into prompts of token ids.
+
+    For instance: sparsemill tokenize --preset mine.toml --on-bad-document skip.
+    """
     finish(run.chain().tokenize())
 
 
-@app.command
+@app.command(group=STAGES, sort_key=2)
 def harvest(*, run: Run = DEFAULTS) -> None:
-    """Run the language model and store its activations, exactly shuffled; tokenizes first where that is missing."""
+    """Run the language model and store its activations, exactly shuffled; tokenizes first where that is missing.
+
+    For instance: sparsemill harvest --set harvest.encoding=uint8; sparsemill harvest --preset mine.toml --workers 4.
+    """
     finish(run.chain().harvest())
 
 
-@app.command
+@app.command(group=STAGES, sort_key=3)
 def train(
     *,
     activations: Annotated[
@@ -73,13 +84,17 @@ def train(
     ] = None,
     run: Run = DEFAULTS,
 ) -> None:
-    """Train a sparse autoencoder from stored activations; makes first what is missing upstream."""
+    """Train a sparse autoencoder from stored activations; makes first what is missing upstream.
+
+    For instance: sparsemill train --set train.autoencoder.l1_coeff=0.2; sparsemill train --activations harvest-af2f
+    --set train.autoencoder.d_sae=8192.
+    """
     chain = run.chain()
     parent = None if activations is None else chain.workspace.store.resolve(activations, stage="harvest")
     finish(chain.train(parent))
 
 
-@app.command
+@app.command(group=STAGES, sort_key=4)
 def analyze(
     sae: str | None = None,
     *,
@@ -92,6 +107,11 @@ def analyze(
 ) -> None:
     """Analyse an autoencoder and write the report.
 
+    Each analysis is an artifact: those that are there are found, and a changed option makes that one again.
+
+    For instance: sparsemill analyze latest --only kurtosis,null_space; sparsemill analyze latest --only kurtosis --set
+    analyze.options.kurtosis.clip=30; sparsemill analyze latest --only cross_seed --with train-addc.
+
     Args:
         sae: id, unique prefix or tag of an autoencoder, or 'latest'; the preset's own by default.
     """
@@ -102,9 +122,12 @@ def analyze(
     finish(chain.report(artifact, [name for name in only.split(",") if name], others))
 
 
-@app.command
+@app.command(group=STAGES, sort_key=5)
 def replicate(*, run: Run = DEFAULTS) -> None:
-    """Run every stage, from documents to the report; what is there already is found."""
+    """Run every stage, from documents to the report; what is there already is found.
+
+    For instance: sparsemill replicate --preset demo-as-published; sparsemill replicate --preset mine.toml.
+    """
     from pipeline.summary import print_summary
 
     chain = run.chain()
@@ -112,7 +135,7 @@ def replicate(*, run: Run = DEFAULTS) -> None:
     print_summary(chain)
 
 
-@app.command(name="plan")
+@app.command(name="plan", group=BEFORE, sort_key=1)
 def plan_run(
     preset: PresetName = "demo",
     *,
@@ -131,6 +154,8 @@ def plan_run(
     The preset's own run stands beside a full one of --tokens. A run that does not fit the disk, or the memory, is
     refused with exit code 1, naming the settings that would fit and what each needs. Nothing is made; a calibration
     writes a temporary folder beside the artifacts and removes it.
+
+    For instance: sparsemill plan post; sparsemill plan mine.toml --set harvest.encoding=uint8 --no-calibration.
     """
     from pipeline.planning.plan import plan
     from pipeline.planning.table import print_plan
@@ -148,9 +173,9 @@ def plan_run(
         raise refusal
 
 
-@app.command
+@app.command(group=BEFORE, sort_key=2)
 def presets(name: str | None = None, *, as_json: AsJson = False) -> None:
-    """List the shipped presets, or show one as it resolves.
+    """List the shipped presets, or show one as it resolves: every field that --set can change, with its value.
 
     Args:
         name: the preset to show.
@@ -165,19 +190,19 @@ def presets(name: str | None = None, *, as_json: AsJson = False) -> None:
     print_table(["preset", "what it is for"], [[name, text] for name, text in described.items()])
 
 
-@app.command
+@app.command(group=BEFORE, sort_key=3)
 def hooks(model: str = "demo") -> None:
-    """List the hooks of a language model.
+    """List the hooks of a language model: the sites that can be harvested, by harvest.hook_name.
 
     Args:
-        model: 'demo', a folder, or a name such as 'gelu-1l'.
+        model: 'demo', a folder, a name such as 'gelu-1l' or 'pythia-70m', or a repository of the Hugging Face Hub.
     """
     from pipeline import language_model
 
     print("\n".join(language_model.load(model).hook_names))
 
 
-@app.command
+@app.command(group=AFTERWARDS, sort_key=3)
 def verify(
     reference: str,
     *,
@@ -192,8 +217,10 @@ def verify(
 ) -> None:
     """Check every file's size and sha256, and every chunk's crc32c; exit code 1 if any differs.
 
+    For instance: sparsemill verify harvest-af2f --repair; sparsemill verify s3://bucket/team/harvest/ID.
+
     Args:
-        reference: id, unique prefix, tag or path.
+        reference: id, unique prefix, tag, path, 'latest', or URL/STAGE/ID of what a remote has.
     """
     from pipeline.verifying import verify_and_print
 
@@ -202,6 +229,16 @@ def verify(
     mend = repair or rewrite
     if not verify_and_print(artifact, workspace, mend=mend, remote=remote, rewrite=rewrite, as_json=as_json):
         sys.exit(EXIT_ERROR)
+
+
+app.command(explain, group=BEFORE, sort_key=4)
+app.command(study)
+app.command(report)
+app.command(artifacts)
+app.command(push, group=SHARE)
+app.command(pull, group=SHARE)
+app.command(export, group=SHARE)
+app.command(import_checkpoint, name="import", group=SHARE)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -6,14 +6,19 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from pipeline.cli.options import AsJson, Home, print_table, workspace_at
+from pipeline.cli.options import AFTERWARDS, AsJson, Home, print_table, workspace_at
 from pipeline.cli.sharing import list_remote
 from storage.artifact import Artifact
 from storage.errors import ArtifactNotFound, CorruptArtifact
 from storage.housekeeping import plan_pruning, usage
 from storage.housekeeping import prune as remove_unneeded
 
-artifacts = App(name="artifacts", help="Look at what is in the artifact store, name it, and keep it tidy.")
+artifacts = App(
+    name="artifacts",
+    help="Look at what is in the artifact store, name it, and keep it tidy.",
+    group=AFTERWARDS,
+    sort_key=2,
+)
 
 
 @artifacts.command(name="ls")
@@ -21,7 +26,7 @@ def list_artifacts(where: str | None = None, *, home: Home = None, as_json: AsJs
     """List artifacts, newest first; or what a remote has.
 
     Args:
-        where: only those of one stage: tokenize, harvest, train, analyze or report; or the URL of a remote.
+        where: only those of one stage, such as tokenize, harvest, train, analyze or report; or the URL of a remote.
     """
     if where is not None and "/" in where:
         list_remote(where, as_json=as_json)
@@ -41,7 +46,7 @@ def show(reference: str, *, home: Home = None) -> None:
     """Print an artifact's config, parents, stats and place as JSON.
 
     Args:
-        reference: id, unique prefix, tag, or a stage's name for its latest.
+        reference: id, unique prefix, tag, path, or 'latest'.
     """
     artifact = workspace_at(None, home).store.resolve(reference)
     detail = {"config": artifact.config, "stats": artifact.stats, "provenance": artifact.manifest.provenance}
@@ -50,11 +55,13 @@ def show(reference: str, *, home: Home = None) -> None:
 
 @artifacts.command
 def tag(name: str, reference: str, *, home: Home = None) -> None:
-    """Give an artifact a name that stays with it.
+    """Give an artifact a name that stays with it; every command takes it, and 'prune' spares what has one.
+
+    For instance: sparsemill artifacts tag baseline train-addc.
 
     Args:
         name: the tag.
-        reference: id, unique prefix or another tag.
+        reference: id, unique prefix, another tag, or 'latest'.
     """
     store = workspace_at(None, home).store
     artifact = store.resolve(reference)
@@ -67,7 +74,7 @@ def lineage(reference: str, *, home: Home = None) -> None:
     """Print what an artifact was made from, back to the tokens.
 
     Args:
-        reference: id, unique prefix or tag.
+        reference: id, unique prefix, tag, path, or 'latest'.
     """
     store = workspace_at(None, home).store
 

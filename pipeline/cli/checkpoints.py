@@ -24,6 +24,9 @@ def import_checkpoint(
     Files are read as tensors alone; one that would run code is refused. Afterwards 'sparsemill analyze ID' runs what it
     can: with --activations everything, with --model what reads the model's weights, else what reads its own weights.
 
+    For instance: sparsemill import hf://NeelNanda/sparse_autoencoder/25.pt --activations latest; sparsemill import
+    my-sae --model gelu-1l.
+
     Args:
         source: a file, a folder, or hf://owner/repository[@revision][/path].
     """
@@ -49,7 +52,7 @@ def export(
 ) -> None:
     """Write an autoencoder as another program keeps it, or as a folder to publish.
 
-    For instance: sparsemill export latest out --format safetensors; sparsemill export report-26aa published --bundle;
+    For instance: sparsemill export latest out --format safetensors; sparsemill export report-5c2f published --bundle;
     sparsemill push published hf://owner/name.
 
     Args:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
@@ -13,6 +13,14 @@ from pipeline.progress import for_stderr
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
+
+BEFORE = Group.create_ordered("Before a run")
+STAGES = Group.create_ordered("Run")
+AFTERWARDS = Group.create_ordered("Afterwards")
+SHARE = Group.create_ordered("Share")
+"""Groups of commands in the help, in the order in which they are listed there."""
+
+_COMMON = Group.create_ordered("Which run, and where (the same for all commands that run stages)")
 
 Set = Annotated[
     tuple[str, ...],
@@ -24,7 +32,7 @@ PresetName = Annotated[str, Parameter(help="a shipped preset (see 'sparsemill pr
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="print JSON")]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=_COMMON)
 @dataclass(frozen=True)
 class Run:
     """What the commands that run stages have in common.
@@ -33,7 +41,7 @@ class Run:
         preset: what to run.
         set_: overrides.
         threads: of torch and numba.
-        device: where activations are computed.
+        device: where the language model runs and the autoencoder is trained.
         home: the artifact store's folder.
         tensorboard: folder for a training's TensorBoard events.
         push: whether artifacts are published.
@@ -45,14 +53,15 @@ class Run:
     preset: PresetName = "demo"
     set_: Set = ()
     threads: Threads = None
-    device: Annotated[str, Parameter(help="where activations are computed: cpu, cuda, cuda:1...")] = "cpu"
+    device: Annotated[str, Parameter(help="where the model runs and training happens: cpu, cuda, cuda:1...")] = "cpu"
     home: Home = None
     tensorboard: Annotated[Path | None, Parameter(help="folder for TensorBoard events of a training")] = None
     push: Annotated[
         bool, Parameter(negative=(), help="publish what is made, or was found here, to SPARSEMILL_REMOTE")
     ] = False
     dask: Annotated[
-        str | None, Parameter(help="a Dask scheduler whose workers share harvest and survey: tcp://host:8786")
+        str | None,
+        Parameter(help="a Dask scheduler whose workers share tokenizing, harvest and survey: tcp://host:8786"),
     ] = None
     workers: Annotated[int | None, Parameter(help="share them among this many processes of this machine")] = None
     on_bad_document: Annotated[

@@ -9,14 +9,19 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from pipeline import analyzing, reporting
-from pipeline.cli.options import DEFAULTS, Home, Run, finish, workspace_at
+from pipeline.cli.options import AFTERWARDS, DEFAULTS, Home, Run, finish, workspace_at
 from pipeline.report.images import Format, Image, write_images
 from pipeline.training import AUTOENCODER_STAGES
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
 from storage.errors import ConfigError
 
-report = App(name="report", help="Look at reports. 'sparsemill analyze' and 'sparsemill replicate' write them.")
+report = App(
+    name="report",
+    help="Look at reports. 'sparsemill analyze' and 'sparsemill replicate' write them.",
+    group=AFTERWARDS,
+    sort_key=1,
+)
 
 Reference = Annotated[
     str, Parameter(help="a report, or what was reported on: id, unique prefix, tag, path or 'latest'")

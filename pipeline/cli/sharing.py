@@ -37,8 +37,8 @@ def push(
     artifact that is there already costs one request. Credentials come from the environment or the service's own
     profile files: AWS's and ~/.aws, gcloud's, Azure's, HF_TOKEN or 'hf auth login'.
 
-    For instance: sparsemill push latest s3://bucket/team --with-parents; sparsemill push harvest-1b90 /mnt/team
-    --dry-run; sparsemill push train-8496 hf://owner/my-autoencoder.
+    For instance: sparsemill push latest s3://bucket/team --with-parents; sparsemill push harvest-af2f /mnt/team
+    --dry-run; sparsemill push train-addc hf://owner/my-autoencoder.
 
     Args:
         reference: id, unique prefix, tag, or 'latest'; for the Hub also a folder that 'export --bundle' wrote.
@@ -80,6 +80,9 @@ def pull(
     After an interruption the same command goes on where it stopped. To use an artifact without fetching all of it,
     set SPARSEMILL_REMOTE, or name it by its URL: sparsemill train --activations s3://bucket/team/harvest/ID.
 
+    For instance: sparsemill pull s3://bucket/team harvest-af2f --windows 1%; sparsemill pull /mnt/team train-addc
+    --with-parents.
+
     Args:
         url: s3://, gs://, az://, https://, file://, or a folder.
         reference: id; where the remote can be listed also the unique beginning of one.
@@ -98,6 +101,8 @@ def explain(preset: PresetName = "demo", *, set_: Set = (), home: Home = None, a
 
     A stage that would run is compared with the nearest artifact of its kind: the fields of its config, the version of
     its output, and its parents, as far as they differ. Nothing is made.
+
+    For instance: sparsemill explain demo --set train.autoencoder.l1_coeff=0.2.
     """
     from pipeline.explaining import explain_chain
 

@@ -7,12 +7,14 @@ from cyclopts import App, Parameter
 from pipeline import studies
 from pipeline.analysis import ANALYSES
 from pipeline.analysis.display import show
-from pipeline.cli.options import DEFAULTS, Run, finish, print_table
+from pipeline.cli.options import DEFAULTS, STAGES, Run, finish, print_table
 from pipeline.studies import Study, look_ahead
 from pipeline.workspace import facts
 
 study = App(
     name="study",
+    group=STAGES,
+    sort_key=6,
     help="""Train variations of an autoencoder where they are missing, compare them with it, and write its report.
 
     A variation is trained from the autoencoder's own recorded config on its own activations, and is an artifact like

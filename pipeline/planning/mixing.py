@@ -2,7 +2,7 @@
 
 The measure is the store's certificate (``storage.certificate``): same-prompt pairs of a batch over what a uniform
 shuffle of the corpus would have. Three ways to feed the same training stand side by side: the store; training live from
-the model; and the published run's buffer, refilled when half used, without its bug (RECIPE, Model and data).
+the model; and the published run's buffer, refilled when half used, without its bug.
 
 Each is measured over an epoch of as many rows as are cheap. The store's ratio is the same at any size. Of a buffer of m
 rows it is the *pairs* that stay the same at any size much larger than m, while a uniform shuffle has ever fewer, so its

@@ -47,6 +47,12 @@ def commands(page: Path) -> list[str]:
     return found
 
 
+def commands_in_help() -> list[str]:
+    """What help texts give "for instance"."""
+    sentences = re.findall(r"^For instance: (.+?)[.]$", app.generate_docs(), re.MULTILINE | re.DOTALL)
+    return [command for sentence in sentences for command in " ".join(sentence.split()).split("; ")]
+
+
 EVERY_COMMAND = [
     pytest.param(command, id=f"{page.name}: {command[:60]}")
     for page in PAGES
@@ -93,9 +99,22 @@ def test_python_blocks_run(page: Path) -> None:
                 exec(code, namespace)
 
 
+@pytest.mark.parametrize("command", commands_in_help())
+@pytest.mark.usefixtures("at_home")
+def test_commands_in_help_are_what_the_application_takes(command: str) -> None:
+    program, _, arguments = command.partition(" ")
+    assert program == "sparsemill"
+    take(arguments)
+
+
 @pytest.mark.parametrize("command", EVERY_COMMAND)
 @pytest.mark.usefixtures("at_home")
 def test_commands_are_what_the_application_takes(command: str) -> None:
+    take(command)
+
+
+def take(command: str) -> None:
+    """Has the application parse a command, without running it, and load its settings."""
     words = ["cross-seed" if word == "STUDY" else word for word in shlex.split(command, comments=True)]
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False, help_on_error=False)
     run = bound.arguments.get("run", None)
@@ -124,6 +143,14 @@ def test_presets_and_sources_load(page: Path, tmp_path: Path) -> None:
         elif language == "toml":
             for part in text.split("\n\n"):
                 assert [Source(**source) for source in tomllib.loads(part)["sources"]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_artifacts_named_are_those_of_the_demo_that_the_readme_shows(page: Path) -> None:
+    shown = re.findall(r"^\w+ +([a-z]+-[0-9a-f]{12}) +made", (ROOT / "README.md").read_text(), re.MULTILINE)
+    texts = "\n".join([page.read_text(), *commands_in_help()])
+    for named in re.findall(r"\b(?:tokenize|harvest|train|survey|analyze|report)-(?!00000)[0-9a-f]{4,12}\b", texts):
+        assert any(artifact.startswith(named) for artifact in shown), f"{page.name}: {named} is none of {shown}"
 
 
 def test_an_option_that_is_not_there_would_be_found() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.analysis import ANALYSES
-from pipeline.config import HarvestConfig
+from pipeline.config import HarvestConfig, preset_names
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,10 +60,22 @@ def test_every_page_is_built_and_nothing_is_fetched_from_elsewhere(site: Path) -
 def test_reference_pages_are_made_from_the_code(site: Path) -> None:
     configuration = (site / "reference/configuration.html").read_text()
     assert all(f">{name}</span>" in configuration for name in HarvestConfig.model_fields)
-    assert "--rewrite" in (site / "reference/cli.html").read_text()
+    assert "NoneType" not in configuration
+    assert all(f">{name}</span>" in configuration for name in preset_names())
+    command_line = (site / "reference/cli.html").read_text()
+    assert "--rewrite" in command_line
+    assert "\N{EN DASH}" not in command_line  # as two dashes in prose become
     assert "open_activations" in (site / "reference/api.html").read_text()
     findings = (site / "explanation/findings.html").read_text()
     assert all(f'id="{name.replace("_", "-")}' in findings for name in ANALYSES)
+
+
+def test_the_house_names_every_module() -> None:
+    named = set(re.findall(r"\w+", (ROOT / "docs/architecture.md").read_text()))
+    tops = [ROOT / name for name in ("flows", "pipeline", "sae", "storage")]
+    modules = {path.stem for top in tops for path in top.glob("*.py")} - {"__init__", "__main__"}
+    packages = {path.parent.name for top in tops for path in top.glob("*/__init__.py")}
+    assert sorted((modules | packages) - named) == []
 
 
 def test_a_dead_link_fails_the_build(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,12 @@ def test_artifacts_can_be_listed_shown_verified_tagged_and_traced(home: Path):
         "train", "activations: harvest", "tokens: tokenize",
     ]  # fmt: skip
     assert sparsemill("verify", "mine", home=home).returncode == 0
+
+
+def test_explain_calls_no_stage_found_that_would_run(home: Path, tiny_preset: Path):
+    done = sparsemill("explain", str(tiny_preset), "--set", "train.autoencoder.steps=3", home=home)
+    assert "train: would run" in done.stdout
+    assert "cached" not in done.stdout + done.stderr
 
 
 def test_analyze_takes_any_reference_and_a_choice_of_analyses(home: Path, tiny_preset: Path):
@@ -161,6 +168,10 @@ def test_ctrl_c_says_how_to_go_on():
 def test_the_command_line_never_imports_prefect():
     code = "import sys, pipeline.cli; sys.exit('prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
+
+
+def test_the_version_is_the_package_s(tmp_path: Path):
+    assert sparsemill("--version", home=tmp_path).stdout.strip() == version("sparsemill")
 
 
 def test_help_names_every_command(tmp_path: Path):

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
+import sparsemill
 from pipeline import sharing
 from pipeline.config import Runtime, load_preset
 from pipeline.explaining import StageAnswer, explain_chain
@@ -275,6 +278,23 @@ def test_what_stages_make_is_published_and_found_by_the_next_machine(tiny_preset
 def test_pushing_needs_a_remote(tmp_path: Path):
     with pytest.raises(ConfigError, match="SPARSEMILL_REMOTE"):
         Workspace.open(Runtime(root=tmp_path, remote=None, push=True), Quiet())
+
+
+def test_a_notebook_opens_what_the_team_has(
+    made: tuple[Workspace, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ours, sae = made
+    (tmp_path / "shared").mkdir()
+    url = (tmp_path / "shared").as_uri()
+    sharing.push(sae, RemoteStore(url), ours, with_parents=True)
+    with pytest.raises(ArtifactNotFound):
+        sparsemill.open_sae(sae.id, root=tmp_path / "b")
+    monkeypatch.setenv("SPARSEMILL_REMOTE", url)
+    opened = sparsemill.open_sae(sae.id, root=tmp_path / "b")
+    assert torch.equal(opened.W_dec, sparsemill.open_sae(sae.id, root=ours.store.root).W_dec)
+    harvest = sae.parents["activations"].id
+    rows = sparsemill.open_activations(harvest, root=tmp_path / "b").read(0, 8).rows
+    np.testing.assert_array_equal(rows, sparsemill.open_activations(harvest, root=ours.store.root).read(0, 8).rows)
 
 
 def test_it_is_explained_why_a_stage_would_run(made: tuple[Workspace, Artifact], tiny_preset: Path, tmp_path: Path):

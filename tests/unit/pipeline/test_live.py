@@ -89,7 +89,7 @@ def test_rows_are_kept_in_the_encoding_of_the_harvest(model: Model, encoding: En
         codes, scale = encode(values[batch.prompt, batch.position - 1], encoding)
         np.testing.assert_array_equal(batch.rows, decode(codes, encoding, scale))
     row_bytes = encode(np.ones((1, D_IN), np.float32), encoding).codes.nbytes + (8 if encoding == "uint8" else 0) + 6
-    assert source.pool_bytes(ORDER) <= row_bytes * (2 * ORDER.pool_rows + 8 * 3 * 60)
+    assert source.pool_bytes(ORDER) <= row_bytes * (2.5 * ORDER.pool_rows + 2 * ORDER.batch_rows + (8 + 1) * 60)
 
 
 @pytest.mark.parametrize("start", range(15))
@@ -178,7 +178,7 @@ REFILL = 192  # batches in half of them
 
 
 def published_buffer(n_prompts: int, positions: int) -> Iterator[npt.NDArray[np.int32]]:
-    """Prompt numbers of the published buffer's batches, its view of overwritten memory included (RECIPE, Buffer)."""
+    """Prompt numbers of the published buffer's batches, its view of overwritten memory included."""
     rng = np.random.default_rng(0)
     buffer = np.repeat(np.arange(PUBLISHED_ROWS // positions, dtype=np.int32), positions)
     following, pointer = PUBLISHED_ROWS // positions, 0

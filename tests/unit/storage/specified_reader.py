@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from itertools import pairwise
-from math import prod
+from math import comb, prod
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 Array = npt.NDArray[Any]
 TYPES = {"float32": "<f4", "float16": "<f2", "uint16": "<u2", "uint8": "u1", "int32": "<i4", "uint32": "<u4"}
@@ -28,6 +29,29 @@ def unseal(data: bytes) -> dict[str, Any]:
     return body
 
 
+def check_artifact(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact, its id and every file compared with it."""
+    manifest = unseal((folder / "manifest.json").read_bytes())
+    assert manifest["format_version"] == 0
+    spec = manifest["spec"]
+    assert manifest["id"] == folder.name == f"{spec['stage']}-{hashlib.sha256(canonical(spec)).hexdigest()[:12]}"
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    assert there.keys() - {"manifest.json", "run.json"} == manifest["files"].keys()
+    for name, record in manifest["files"].items():
+        data = there[name].read_bytes()
+        assert record == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return manifest
+
+
+def check_places(group: Path) -> None:
+    """Compares the checksum of each chunk with the one of its place."""
+    table = read_array(group / "checksum")
+    names = json.loads((group / "checksum" / "zarr.json").read_text())["attributes"]["columns"]
+    for name, column in zip(names, table.T, strict=True):
+        chunks = np.split(read_array(group / name), len(table))
+        assert [google_crc32c.value(chunk.tobytes()) for chunk in chunks] == column.tolist()
+
+
 def read_array(folder: Path) -> Array:
     """A whole array, every checksum of its shards compared."""
     metadata = json.loads((folder / "zarr.json").read_text())
@@ -36,6 +60,7 @@ def read_array(folder: Path) -> Array:
     chunk_rows = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
     size, count = chunk_rows * prod(shape[1:]) * dtype.itemsize, shard_rows // chunk_rows
     index = b"".join((i * (size + 4)).to_bytes(8, "little") + (size + 4).to_bytes(8, "little") for i in range(count))
+    assert {path.name for path in (folder / "c").iterdir()} == {str(i) for i in range(shape[0] // shard_rows)}
     rows = []
     for shard in range(shape[0] // shard_rows):
         data = (folder / "c" / str(shard) / ("0" if shape[1:] else "")).read_bytes()
@@ -117,3 +142,28 @@ def batches(
     for k in range(count):
         end = None if k == count - 1 else (k + 1) * share
         yield np.concatenate([lane[k * share : end] for lane in handed_out])
+
+
+def certificate(layout: dict[str, Any], prompt: Array, order: dict[str, int]) -> dict[str, float | bool]:
+    """The certificate of a store whose rows have these prompt numbers, for an order of batches."""
+    n, positions, full = len(prompt), layout["positions"], order["batch_rows"]
+    pairs, expected, distinct = 0, 0.0, []
+    for rows in batches(n // layout["chunk_rows"], layout["chunk_rows"], 0, **order):
+        counts = np.bincount(prompt[rows])
+        pairs += int((counts * (counts - 1) // 2).sum())
+        expected += len(rows) * (len(rows) - 1) / 2 * (positions - 1) / (n - 1)
+        distinct += [np.count_nonzero(counts)] if len(rows) == full else []
+    ratio, error = pairs / expected, expected**-0.5
+    return {
+        "pair_ratio": ratio,
+        "standard_error": error,
+        "distinct_prompts": float(np.mean(distinct)),
+        "distinct_prompts_uniform": n / positions * (1 - comb(n - positions, full) / comb(n, full)),
+        "passed": abs(ratio - 1) <= 0.05 or (n < 8_000_000 and abs(ratio - 1) <= 4 * error),
+    }
+
+
+def training_prompts(tokens: Path) -> Array:
+    """Token ids of the training prompts of a tokens artifact: (prompts, length)."""
+    files = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(tokens.glob("train-*.arrow"))]
+    return np.concatenate([np.array(file["tokens"].to_pylist(), np.int32) for file in files])

@@ -6,7 +6,6 @@ import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pytest
 
@@ -61,12 +60,20 @@ def test_codes_decode_as_specified(tmp_path: Path, encoding: Encoding):
 def test_the_table_of_checksums_is_that_of_the_chunks(tmp_path: Path, encoding: Encoding):
     write_store(tmp_path, encoded_as(encoding))
     group = tmp_path / GROUP_NAME
-    table = specified_reader.read_array(group / "checksum")
+    specified_reader.check_places(group)
     names = json.loads((group / "checksum" / "zarr.json").read_text())["attributes"]["columns"]
     assert names == ["activations", "prompt", "position", "scale"][: 4 if encoding == "uint8" else 3]
-    for name, column in zip(names, table.T, strict=True):
-        chunks = np.split(specified_reader.read_array(group / name), len(table))
-        assert [google_crc32c.value(chunk.tobytes()) for chunk in chunks] == column.tolist()
+
+
+def test_swapped_shards_have_another_place_s_checksum(tmp_path: Path):
+    write_store(tmp_path)
+    shards = tmp_path / GROUP_NAME / "activations" / "c"
+    (shards / "0").rename(shards / "away")
+    (shards / "1").rename(shards / "0")
+    (shards / "away").rename(shards / "1")
+    specified_reader.read_array(shards.parent)
+    with pytest.raises(AssertionError):
+        specified_reader.check_places(tmp_path / GROUP_NAME)
 
 
 @pytest.mark.parametrize(
