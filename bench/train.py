@@ -128,11 +128,23 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
             for name, s in found["at_60"]["seconds"].items()
         ]
         blocks[f"contenders-{size}"] = markdown(["at L0 60", "step, s", "least to greatest"], contenders)
+    header = ["at L0 60", "against float32", "against bfloat16 autocast", "float32 screen, against float32"]
+    blocks["ratios"] = markdown(header, [_ratios(size, found) for size, found in figures["sizes"].items()])
     machine = figures["machine"]
     blocks["machine"] = (
         f"{machine['cpu']}, {figures['threads']} threads, torch {machine['versions']['torch']}; batch {BATCH_ROWS}."
     )
     return blocks
+
+
+def _ratios(size: str, found: Mapping[str, Any]) -> list[str]:
+    """How many times as fast the sparse step is as the fastest dense loop of either kind."""
+    ratios = found["at_60"]["ratios"]
+    against_autocast = min(ratio for name, ratio in ratios.items() if AUTOCAST in name)
+    reference = ratios[found["reference"]]
+    d_in, d_sae = map(int, size.split("-"))
+    speeds = (reference, against_autocast, reference / ratios[FALLBACK])
+    return [f"{d_in:,} -> {d_sae:,}", *(f"{speed:.1f} x" for speed in speeds)]
 
 
 def main() -> None:

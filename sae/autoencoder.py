@@ -32,7 +32,7 @@ class AutoencoderOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A sparse autoencoder.
+    """A sparse autoencoder; its tensors are float32 where nothing else is said.
 
     Attributes:
         W_enc: (d_in, d_sae) encoder; feature i reads direction ``W_enc[:, i]``.
@@ -40,6 +40,9 @@ class Autoencoder:
         W_dec: (d_sae, d_in) decoder; feature i writes direction ``W_dec[i]``.
         b_dec: (d_in,) decoder bias.
         subtract_b_dec: whether b_dec is subtracted from the input.
+
+    Raises:
+        InvalidTensor: the shapes do not belong together.
     """
 
     W_enc: Tensor

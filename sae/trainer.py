@@ -31,11 +31,11 @@ from .metrics import DensityWindow, StepMetrics
 from .resampling import Resampler, ResamplingState
 from .state import Json, TrainingState
 
-DENSE_ABOVE_SHARE = 0.12
+DENSE_ABOVE_SHARE = 0.15
 """Share of d_sae that must be active for a dense step to be the faster one, at d_in up to ``_NARROW``.
 
-From there it falls with the root of d_in, to 0.06 at 2048, near where bench/train.py sees the two cross: gathers of
-long rows miss the caches that a matrix product blocks for.
+From there it falls with the root of d_in, to 0.075 at 2048: gathers of long rows miss the caches that a matrix product
+blocks for.
 """
 _NARROW = 512
 

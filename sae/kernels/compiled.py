@@ -3,11 +3,9 @@
 Every function works on one block of rows or of features and writes only what belongs to that block, so blocks may run
 on any thread in any order with the same result: no atomics. Sums inside a block run in an order fixed at compile time
 (``reassoc`` lets the compiler vectorise them; not-a-number and infinity keep their meaning). Compiled code is cached
-on disk. Rejected: numba's ``parallel=True``, whose thread pool other threads of the process must not enter at the same
-time, which takes several times longer to compile, and which would keep the encoder product from running inside a
-worker.
-
-The screen: a feature may be active on a row only where approx + b_enc > -margin; see ``sparse_cpu`` for the bound.
+on disk, by the date of a function's own file: what calls each other shares a file. Rejected: numba's
+``parallel=True``, whose thread pool other threads of the process must not enter at the same time, which takes several
+times longer to compile, and which would keep the encoder product from running inside a worker.
 """
 
 # numba compiles these from the types that it is called with: annotations would be read by nobody, checked by nothing.
@@ -31,7 +29,10 @@ compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "
 
 @intrinsic
 def _prefetch(_typing, rows, row):  # noqa: ARG001 (the compiler calls it with the types of both)
-    """Asks for a row of a 2-d float32 array ahead of its use: gathers are bound by the latency of the first lines."""
+    """Asks for the first 2 KiB of a row of a 2-d float32 array: gathers are bound by the latency of its first lines.
+
+    Of what follows them the processor thinks itself; asking for all of a long row takes longer than not asking.
+    """
 
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -41,7 +42,8 @@ def _prefetch(_typing, rows, row):  # noqa: ARG001 (the compiler calls it with t
         hint = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
         function = cgutils.get_or_insert_function(builder.module, hint, "llvm.prefetch.p0i8")
         start = builder.gep(builder.bitcast(array.data, byte), [builder.mul(arguments[1], stride)])
-        end = builder.mul(columns, ir.Constant(columns.type, 4))
+        end, most = builder.mul(columns, ir.Constant(columns.type, 4)), ir.Constant(columns.type, 2048)
+        end = builder.select(builder.icmp_signed("<", end, most), end, most)
         read, near, data = (ir.Constant(word, value) for value in (0, 2, 1))
         lines = cgutils.for_range_slice(builder, ir.Constant(end.type, 0), end, ir.Constant(end.type, 64))
         with lines as (offset, _):
@@ -106,65 +108,6 @@ def centre_rows(rows, b_dec, mean, centred, deviation):
 
 
 @compiled
-def _extract(marks, words, found, count):
-    """Appends the positions of set marks; ``words`` is the same memory, eight marks at a time."""
-    for word in range(words.shape[0]):
-        if words[word] != 0:
-            for i in range(8 * word, 8 * word + 8):
-                found[count] = i
-                count += marks[i]
-    return count
-
-
-@compiled
-def candidates_bfloat16(approx, bias, features, rows, n, marks, words, found, pointer):
-    """Lists what the screen cannot rule out, from a bfloat16 product.
-
-    Args:
-        approx: (B, S) uint16, the product of bfloat16 copies, rounded to bfloat16.
-        bias: (S,) encoder biases.
-        features: (3, S) norms of encoder rows, of their copies and of the differences.
-        rows: (3, B) the same of the encoder's inputs.
-        n: d_in.
-        marks: (S rounded up to 8,) uint8 scratch, zero beyond S.
-        words: the same memory as uint64.
-        found: (B S + 8,) int32 output, candidates of row t in found[pointer[t]:pointer[t + 1]].
-        pointer: (B + 1,) int64 output.
-    """
-    loose = np.float32(1 + 2.0**-20)
-    count = 0
-    pointer[0] = 0
-    for t in range(approx.shape[0]):
-        residual = rows[0, t] * loose
-        copy = (rows[2, t] + np.float32(n * 2.0**-22) * rows[1, t]) * loose
-        tiny = np.float32(n * 2.0**-100) * (1 + rows[0, t])
-        row = approx[t]
-        for i in range(row.shape[0]):
-            a = _bfloat16_value(row[i])
-            slack = np.float32(2.0**-8 + 2.0**-20) * abs(a) + np.float32(2.0**-20) * abs(bias[i])
-            slack += residual * features[2, i] + copy * features[1, i] + tiny
-            marks[i] = not (a + bias[i] + slack <= 0)
-        count = _extract(marks, words, found, count)
-        pointer[t + 1] = count
-
-
-@compiled
-def candidates_float32(approx, bias, features, rows, n, marks, words, found, pointer):
-    """The same from a float32 product, whose only error is that of summing n terms in some order."""
-    count = 0
-    pointer[0] = 0
-    for t in range(approx.shape[0]):
-        sums = np.float32(n * 2.0**-22) * rows[0, t] * np.float32(1 + 2.0**-20)
-        tiny = np.float32(n * 2.0**-100) * (1 + rows[0, t])
-        row = approx[t]
-        for i in range(row.shape[0]):
-            slack = np.float32(2.0**-20) * (abs(row[i]) + abs(bias[i])) + sums * features[0, i] + tiny
-            marks[i] = not (row[i] + bias[i] + slack <= 0)
-        count = _extract(marks, words, found, count)
-        pointer[t + 1] = count
-
-
-@compiled
 def _dot(a, b):
     total = np.float32(0)
     for j in range(a.shape[0]):
@@ -176,6 +119,67 @@ def _dot(a, b):
 def _add_scaled(target, scale, row):
     for j in range(target.shape[0]):
         target[j] += scale * row[j]
+
+
+@compiled
+def _four(items, first, end):
+    """Items first..first + 3; from end on, the last one before it again."""
+    last = end - 1
+    return items[first], items[min(first + 1, last)], items[min(first + 2, last)], items[min(first + 3, last)]
+
+
+@compiled
+def _linear(count, four, scale, shift):
+    """Each of the first count of four numbers times scale, plus shift; zero for the others."""
+    none = np.float32(0)
+    return (
+        scale * four[0] + shift,
+        scale * four[1] + shift if count > 1 else none,
+        scale * four[2] + shift if count > 2 else none,
+        scale * four[3] + shift if count > 3 else none,
+    )
+
+
+@compiled
+def _dot_four(row, rows, four):
+    """Dot products of a row with four others: none depends on which of the four it is, nor on the other three."""
+    a, b, c, d = rows[four[0]], rows[four[1]], rows[four[2]], rows[four[3]]
+    p = q = r = s = np.float32(0)
+    for j in range(row.shape[0]):
+        value = row[j]
+        p += value * a[j]
+        q += value * b[j]
+        r += value * c[j]
+        s += value * d[j]
+    return p, q, r, s
+
+
+@compiled
+def _add_four(target, scales, rows, four):
+    a, b, c, d = rows[four[0]], rows[four[1]], rows[four[2]], rows[four[3]]
+    p, q, r, s = scales
+    for j in range(target.shape[0]):
+        target[j] += p * a[j] + q * b[j] + r * c[j] + s * d[j]
+
+
+@compiled
+def _decide(row, enc, b_enc, found, values, begin, end, count, last):
+    """Decides one row's candidates found[begin:end] in float32, four at a time.
+
+    Those active are written from count on, to found and, with their activations, to values; last is the place of the
+    last candidate of all rows. Returns the new count.
+    """
+    for k in range(begin, end, 4):
+        for ahead in range(k + 4, k + 8):
+            _prefetch(enc, np.int64(found[min(ahead, last)]))
+        four = _four(found, k, end)
+        dots = _dot_four(row, enc, four)
+        for m in range(min(4, end - k)):
+            value = dots[m] + b_enc[four[m]]
+            if not (value <= 0):
+                found[count], values[count] = four[m], value
+                count += 1
+    return count
 
 
 @compiled
@@ -202,24 +206,20 @@ def activate(rows, sae_in, enc, b_enc, dec, b_dec, l1_weight, found, pointer, va
     error_total[:] = 0
     for t in range(rows.shape[0]):
         first, end = count, pointer[t + 1]
+        count = _decide(sae_in[t], enc, b_enc, found, values, begin, end, count, last)
+        begin, pointer[t + 1] = end, count
         l1 = np.float32(0)
-        for k in range(begin, end):
-            _prefetch(enc, np.int64(found[min(k + 4, last)]))
-            i = found[k]
-            value = _dot(sae_in[t], enc[i]) + b_enc[i]
-            if not (value <= 0):
-                _prefetch(dec, np.int64(i))
-                found[count], values[count] = i, value
-                count += 1
-                fired[i] += 1
-                l1 += value * l1_weight[i]
-        begin = end
-        pointer[t + 1] = count
         residual = error[t]
         for j in range(rows.shape[1]):
             residual[j] = b_dec[j] - rows[t, j]
+        for k in range(first, count, 4):
+            for ahead in range(k + 4, k + 8):
+                _prefetch(dec, np.int64(found[min(ahead, count - 1)]))
+            scales = _linear(count - k, _four(values, k, count), np.float32(1), np.float32(0))
+            _add_four(residual, scales, dec, _four(found, k, count))
         for k in range(first, count):
-            _add_scaled(residual, values[k], dec[found[k]])
+            fired[found[k]] += 1
+            l1 += values[k] * l1_weight[found[k]]
         sums[t, 0], sums[t, 1], sums[t, 2] = _dot(residual, residual), l1, count - first
         _add_scaled(error_total, np.float32(1), residual)
 
@@ -239,15 +239,8 @@ def encode(sae_in, enc, b_enc, found, pointer, values):
     count, begin, last = 0, pointer[0], pointer[sae_in.shape[0]] - 1
     for t in range(sae_in.shape[0]):
         end = pointer[t + 1]
-        for k in range(begin, end):
-            _prefetch(enc, np.int64(found[min(k + 4, last)]))
-            i = found[k]
-            value = _dot(sae_in[t], enc[i]) + b_enc[i]
-            if not (value <= 0):
-                found[count], values[count] = i, value
-                count += 1
-        begin = end
-        pointer[t + 1] = count
+        count = _decide(sae_in[t], enc, b_enc, found, values, begin, end, count, last)
+        begin, pointer[t + 1] = end, count
 
 
 @compiled
@@ -274,7 +267,8 @@ def scatter(found, values, pointer, first_row, cursor, tokens, acts):
 def _feature_gradient(i, data, weights, scalars, grad_enc, grad_dec):
     """Fills one feature's gradient rows and returns its bias gradient.
 
-    Every active entry reads the row's error once for both its uses: the activation's gradient and the decoder's.
+    Every active entry reads the row's error once for both its uses: the activation's gradient and the decoder's. Four
+    entries are added at a time, so that the gradient rows are read and written a quarter as often.
     """
     column, tokens, acts, error, sae_in, norms = data
     enc, dec = weights
@@ -283,18 +277,16 @@ def _feature_gradient(i, data, weights, scalars, grad_enc, grad_dec):
     grad_enc[:] = 0
     grad_dec[:] = 0
     grad_bias, total = np.float32(0), np.float32(0)
-    last = tokens.shape[0] - 1
-    for k in range(column[i], column[i + 1]):
-        ahead = np.int64(tokens[min(k + 1, last)])
-        _prefetch(error, ahead)
-        _prefetch(sae_in, ahead)
-        t, value = tokens[k], acts[k]
-        slope = scale * _dot(error[t], dec[i]) + l1_coeff * weight
-        _add_scaled(grad_dec, scale * value, error[t])
-        _add_scaled(grad_enc, slope, sae_in[t])
-        grad_bias += slope
-        total += value
+    end = column[i + 1]
+    for k in range(column[i], end, 4):
+        four, values = _four(tokens, k, end), _four(acts, k, end)
+        slopes = _linear(end - k, _dot_four(dec[i], error, four), scale, l1_coeff * weight)
+        _add_four(grad_dec, _linear(end - k, values, scale, np.float32(0)), error, four)
+        _add_four(grad_enc, slopes, sae_in, four)
+        grad_bias += slopes[0] + slopes[1] + slopes[2] + slopes[3]
     if by_norm and norms[i] > 0:
+        for k in range(column[i], end):
+            total += acts[k]
         _add_scaled(grad_dec, l1_coeff * total / norms[i], dec[i])
     if penalty_l1 != 0 or penalty_l2 != 0:
         for j in range(grad_enc.shape[0]):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae import losses
 from sae.constraints import orthonormal_basis, unit_rows
-from sae.kernels import compiled
+from sae.kernels import compiled, screen
 from sae.kernels.dense import DenseEngine
 from sae.kernels.interface import Engine, Forward, Moments, Objective, Stepped, Update, Weights
 from sae.kernels.reference import ReferenceEngine
@@ -325,3 +325,39 @@ def test_where_torch_may_round_float32_products_the_bfloat16_bound_is_used():
         assert bfloat16_is_faster(8, 8)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_a_precision_set_by_torchs_newer_names_counts_too():
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        assert bfloat16_is_faster(8, 8)
+    finally:
+        matmul.fp32_precision = before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("dropped_bits", [16, 13])
+def test_a_product_that_rounds_its_factors_unasked_is_found_out(monkeypatch: pytest.MonkeyPatch, dropped_bits: int):
+    def rounded(tensor: Tensor) -> Tensor:
+        return (tensor.view(torch.int32) >> dropped_bits << dropped_bits).view(torch.float32)
+
+    def product(rows: Tensor, features: Tensor, *_: object) -> Tensor:
+        return rounded(rows) @ rounded(features).T
+
+    monkeypatch.setattr(screen, "_ONEDNN", product)
+    monkeypatch.setattr(screen, "_seconds", lambda product, *_: 1.0 if product is screen._float32_product else 2.0)
+    assert bfloat16_is_faster(300, 40)
+    monkeypatch.setattr(screen, "_ONEDNN", None)
+    assert not bfloat16_is_faster(300, 40)
+
+
+def test_a_torch_without_onednn_screens_by_its_own_product(monkeypatch: pytest.MonkeyPatch):
+    weights, rows = random_weights(40, 300), random_rows(600, 40)
+    with_onednn = stepped_by(SparseEngine(threads=1, bfloat16=False), weights, zero_moments(weights), rows)
+    monkeypatch.setattr(screen, "_ONEDNN", None)
+    without = stepped_by(SparseEngine(threads=1, bfloat16=False), weights, zero_moments(weights), rows)
+    assert with_onednn[0].loss == without[0].loss
+    for one, other in zip(with_onednn[1], without[1], strict=True):
+        assert torch.equal(one, other)
