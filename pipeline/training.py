@@ -236,9 +236,11 @@ class _Training:
                 waited += time.monotonic() - asked
                 metrics = self._step(trainer, batch, checkpoints)
                 progress.reader = batch.state
-                self._record(progress, trainer, metrics, evaluate)
                 rows += metrics.rows
-                advance(note=_note(metrics, rows, waited, time.monotonic() - began))
+                seconds = time.monotonic() - began
+                pace = {"rows_per_second": rows / seconds, "waiting_for_rows": waited / seconds}
+                self._record(progress, trainer, metrics, evaluate, pace)
+                advance(note=_note(metrics, pace))
                 stop = self.ranks.any(interruption.signal is not None)
                 if stop or time.monotonic() - saved > self._workspace.runtime.checkpoint_seconds:
                     checkpoints.save(trainer, progress)
@@ -296,7 +298,9 @@ class _Training:
                 remedy=f"lower the learning rate; the newest checkpoint is {checkpoints.label()}",
             ) from error
 
-    def _record(self, progress: Progress, trainer: Trainer, metrics: StepMetrics, evaluate: Evaluate) -> None:
+    def _record(
+        self, progress: Progress, trainer: Trainer, metrics: StepMetrics, evaluate: Evaluate, pace: Mapping[str, float]
+    ) -> None:
         window = trainer.density_window()
         if metrics.rows_seen - progress.window_start >= self._config.autoencoder.density_window_rows:
             progress.window_start = metrics.rows_seen
@@ -314,7 +318,7 @@ class _Training:
             entry |= dict(zip(("below_1e-6", "below_1e-5", "below_1e-4"), below, strict=True))
             entry |= {"loss_recovered": evaluate(trainer.autoencoder.to("cpu")) if evaluated else None}
             progress.log.append(entry)
-            self._write_scalars(entry)
+            self._write_scalars({**entry, **pace})  # the clock's figures for those who look on: none is in the log
 
     def _evaluation(self) -> Evaluate:
         table = self._tokens()
@@ -345,6 +349,6 @@ class _Training:
         return sizes | {name: last[name] for name in kept}
 
 
-def _note(metrics: StepMetrics, rows: int, waited: float, seconds: float) -> str:
-    speed = f"{rows / seconds:,.0f} rows/s, {waited / seconds:.0%} waiting for rows"
+def _note(metrics: StepMetrics, pace: Mapping[str, float]) -> str:
+    speed = f"{pace['rows_per_second']:,.0f} rows/s, {pace['waiting_for_rows']:.0%} waiting for rows"
     return f"L0 {metrics.l0:.1f}  explained {metrics.fve:.3f}  {speed}"

@@ -19,6 +19,7 @@ from pipeline.config import Preset
 from pipeline.language_model import LanguageModel
 from pipeline.memory import available_bytes, model_width, resident_bytes, room_bytes
 from pipeline.planning.calibration import Calibration, calibrate, temporary_bytes
+from pipeline.planning.device import device_needs, device_room_bytes, host_needs, require_device_room
 from pipeline.planning.fitting import Choice, disk_choices, require_disk, require_room
 from pipeline.planning.mixing import Mixing, mixings
 from pipeline.planning.sizes import Figures, RunPlan, Site, Subject, TokensPlan
@@ -44,6 +45,8 @@ class Machine(Figures):
     """What this process holds, with the model loaded: the stages run in one like it."""
     room_bytes: int
     """What a stage may take beside that."""
+    device_room_bytes: int | None = None
+    """What a stage may take of a CUDA device's memory; None on other devices."""
 
 
 class SiteSizes(Figures):
@@ -74,6 +77,8 @@ class Plan(Figures):
     """Bytes a stage takes beside the process with its model, by stage and part."""
     full_memory: dict[str, dict[str, int]]
     """The same for the full run."""
+    device_memory: dict[str, dict[str, int]]
+    """Bytes a stage takes of a CUDA device's memory, which do not grow with the tokens; empty on other devices."""
     machine: Machine
     """What there is."""
     mixing: tuple[Mixing, ...]
@@ -130,12 +135,18 @@ def plan(
     )
     root = workspace.runtime.root
     machine = Machine(
-        free_bytes=atomic.free_bytes(root), resident_bytes=resident_bytes(), room_bytes=room_bytes(budget_bytes)
+        free_bytes=atomic.free_bytes(root),
+        resident_bytes=resident_bytes(),
+        room_bytes=room_bytes(budget_bytes),
+        device_room_bytes=device_room_bytes(model.device),
     )
+    on_device = {} if machine.device_room_bytes is None else device_needs(subject, model_width=width)
+    needs, full_needs = host_needs(needs, on_device), host_needs(full_needs, on_device)
     choices = disk_choices(subject, narrow, machine.free_bytes)
     refusal = _refusal(
         lambda: require_disk(subject, choices, machine.free_bytes, root),
         lambda: require_room(subject, needs, machine.room_bytes),
+        lambda: require_device_room(subject, on_device, machine.device_room_bytes or 0),
     )
     workspace.reporter.say("plan: measure mixing, on prompt numbers alone")
     found = mixings(subject, full.layouts[0].n_rows)
@@ -149,6 +160,7 @@ def plan(
         sizes=tuple(_sizes(subject, site, full_tokens) for site in measured),
         memory=needs,
         full_memory=full_needs,
+        device_memory=on_device,
         machine=machine,
         mixing=tuple(found),
         choices=tuple(choices),

@@ -52,6 +52,10 @@ def _rows(
         total, held = sum(parts.values()), plan.machine.resident_bytes
         verdict = "" if stage in run.made else _verdict(total + held, plan.machine.room_bytes + held)
         rows[f"memory: {stage}"] = f"{size(total + held)}{verdict}"
+    for stage, parts in plan.device_memory.items():
+        needed = sum(parts.values())
+        verdict = "" if stage in run.made else _verdict(needed, plan.machine.device_room_bytes or 0)
+        rows[f"device memory: {stage}"] = f"{size(needed)}{verdict}"
     rows["steps"] = f"{training.steps:,} ({training.passes:.2f} passes)"
     rows |= {f"time: {stage}": duration(value) for stage, value in seconds.items()}
     return rows
@@ -80,6 +84,11 @@ def _notes(plan: Plan) -> list[str]:
     notes = [
         f"memory for {stage}: {', '.join(f'{name} {size(part)}' for name, part in parts.items() if part)}, {held}"
         for stage, parts in plan.memory.items()
+    ]
+    notes += [
+        f"device memory for {stage}: {', '.join(f'{name} {size(part)}' for name, part in parts.items() if part)}, "
+        "beside the model; counted, never compared with a device"
+        for stage, parts in plan.device_memory.items()
     ]
     if rates is None:
         return [*notes, "times: not calibrated"]

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from pipeline.config import Runtime, load_preset
 from pipeline.progress import Quiet
 from pipeline.stages import Chain, run_directly
 from pipeline.tokens import TokenTable
+from pipeline.training import load_autoencoder, training_log
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
+from storage.errors import TrainingDiverged
 from storage.reader import ShardReader
 
 
@@ -89,8 +92,6 @@ def test_statistics_equal_a_float64_recomputation(made: dict[str, Artifact]):
 
 
 def test_training_improves_and_logs_what_it_does(made: dict[str, Artifact]):
-    from pipeline.training import load_autoencoder, training_log
-
     log = training_log(made["train"]).to_pylist()
     assert [row["step"] for row in log] == [10, 20, 30, 40, 50, 60]
     assert log[-1]["l2"] < 0.5 * log[0]["l2"]
@@ -119,6 +120,19 @@ def test_the_report_opens_without_a_network(made: dict[str, Artifact]):
         assert made[name].id in page
 
 
+def test_a_diverging_training_names_the_step_its_first_rows_and_the_newest_checkpoint(
+    tiny_preset: Path, root: Path, finished: Chain
+):
+    assert finished.runs
+    workspace = Workspace.open(Runtime(root=root, threads=1, checkpoint_seconds=1e-9), Quiet())
+    preset = load_preset(str(tiny_preset), ["train.autoencoder.learning_rate=1e25", "train.autoencoder.seed=6"])
+    with pytest.raises(TrainingDiverged) as raised:
+        Chain(preset, workspace, run_directly).train()
+    found = re.search(r"where: step (\d+), \d+ rows \(prompt:position\) (\d+:\d+, ){8}\.\.\.", str(raised.value))
+    assert found is not None
+    assert f"the newest checkpoint is checkpoint-{int(found[1]) - 1:09d}" in str(raised.value)
+
+
 def test_a_training_writes_tensorboard_events_under_its_id_and_a_found_one_none(
     tiny_preset: Path, root: Path, finished: Chain, tmp_path: Path
 ):
@@ -131,5 +145,8 @@ def test_a_training_writes_tensorboard_events_under_its_id_and_a_found_one_none(
     sae = train()
     written = list((tmp_path / "events" / sae.id).iterdir())
     assert len(written) == 1
+    events = written[0].read_bytes()
+    assert all(f"train/{name}".encode() in events for name in ("l0", "rows_per_second", "waiting_for_rows"))
+    assert not {"rows_per_second", "waiting_for_rows"} & set(training_log(sae).column_names)
     assert train().id == sae.id
     assert list((tmp_path / "events" / sae.id).iterdir()) == written

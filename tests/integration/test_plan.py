@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config import Runtime, load_preset
 from pipeline.planning.plan import Plan, plan
+from pipeline.planning.table import print_plan
 from pipeline.progress import Quiet
 from pipeline.stages import Chain, run_directly
 from pipeline.training import DENSITIES, WEIGHTS
@@ -143,6 +144,23 @@ def sparsemill(*arguments: str, home: Path, code: str = "") -> subprocess.Comple
     script = f"{code}\nimport pipeline.cli\npipeline.cli.main()"
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+
+
+def test_a_run_too_large_for_its_device_is_refused_and_its_parts_are_printed(
+    tiny_preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("pipeline.planning.plan.device_room_bytes", lambda _device: 2**20)
+    preset = load_preset(str(tiny_preset))
+    found, refusal = plan(preset, workspace(tmp_path / "store"), full_tokens=FULL, calibrated=False)
+    assert isinstance(refusal, MemoryBudgetExceeded)
+    assert "the device's memory" in str(refusal)
+    assert not set(found.memory["train"]) & {"a step", "weights and Adam's moments"}
+    print_plan(found)
+    printed = capsys.readouterr().out
+    assert "device memory: train" in printed
+    assert "of 1.0 MiB: too much" in printed
+    assert "device memory for train: batches" in printed
 
 
 def test_the_command_prints_tables(tiny_preset: Path, tmp_path: Path):
