@@ -4,10 +4,12 @@ The text is the standard library's, in documents of 3,000 characters (C4's mean 
 time with another first line, so that no two are equal; in a .jsonl.gz. In turn, round after round, each with a
 tokenizer of its own that has cached no words: ``encode_batch_fast`` over texts that lie in memory, with its own
 threads, ids thrown away; the stage's encoder alone, ids as arrays; and the whole stage, which inflates, parses, hashes,
-compares, encodes, packs and writes. The held-out side is one prompt.
+compares, encodes, packs and writes. The held-out side is one prompt. Encoder and stage run on threads, and again with
+as many worker processes of one thread, which are there before the clock starts; the process that reads and packs, and
+the scheduler in it, come on top of them, on the same cores.
 
 Then one long document: the most memory of a process that runs the stage on 100 MB, beside one that hands a tenth of it
-to ``encode_batch_fast`` whole (all of it took 12.5 GiB). Four minutes on two cores. Writes
+to ``encode_batch_fast`` whole (all of it took 12.5 GiB). Six minutes on two cores. Writes
 ``bench/results/tokenizing.json``; ``python -m bench.tables`` puts it into docs/corpora.md.
 """
 
@@ -18,10 +20,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from distributed import LocalCluster
 
 from bench.machine import Rounds, interleave, say, write_results
 from bench.tables import markdown
@@ -30,9 +36,11 @@ from pipeline.config import Runtime, Source, TokenizeConfig
 from pipeline.corpus.documents import Document, Place, Row, text_document
 from pipeline.model_files import find_files
 from pipeline.progress import Quiet
-from pipeline.text_encoding import TextEncoder
+from pipeline.text_work import encoder_for
 from pipeline.workspace import Workspace, facts
 from storage.errors import InputError
+from storage.manifest import Spec
+from storage.staging import Staging
 
 BATCH = 1000  # documents, as datasets.map gives them
 LENGTH, COPIES = 3000, 4
@@ -40,7 +48,9 @@ LONG_CHARACTERS = {"stage_alone": 100_000_000, "library_alone": 10_000_000}
 NAMES = {
     "encode_batch_fast": "`encode_batch_fast`, texts in memory, ids thrown away",
     "encoder": "the stage's threads, texts in memory, ids as arrays",
+    "encoder_workers": "the same in worker processes",
     "stage": "the whole stage, from .jsonl.gz to committed prompts",
+    "stage_workers": "the same with worker processes",
 }
 
 
@@ -59,14 +69,35 @@ def config_of(file: Path) -> TokenizeConfig:
     return TokenizeConfig(language_model="demo", sources=(source,), train_tokens=10**9, held_out_tokens=128)
 
 
-def run_stage(file: Path, root: Path, threads: int) -> int:
+def run_stage(file: Path, root: Path, threads: int, dask: str | None = None) -> int:
     """Prompts' tokens of the stage on one file."""
-    workspace = Workspace.open(Runtime(root=root, threads=threads), Quiet())
+    workspace = Workspace.open(Runtime(root=root, threads=threads, dask=dask), Quiet())
     return int(facts(tokens.tokenize(config_of(file), workspace).artifact)["train"]["tokens"])
 
 
-def compare(texts: list[str], folder: Path, rounds: int, threads: int) -> tuple[Rounds, int]:
-    """Rounds of the three ways, and how many tokens the texts have."""
+def run_encoder(texts: list[str], file: Path, root: Path, threads: int, dask: str | None = None) -> None:
+    """The stage's encoder alone."""
+    workspace = Workspace.open(Runtime(root=root, threads=threads, dask=dask), Quiet())
+    documents = (text_document(str(number), text) for number, text in enumerate(texts))
+    rows = (Row(Place(0, 0), document) for document in documents if isinstance(document, Document))
+    staging = Staging(workspace.store.root / ".staging" / "encoder", Spec("tokenize", 0, {}, {}), {})
+    files = find_files("demo")
+    with encoder_for(config_of(file), files, files.read_tokenizer(), workspace, staging) as encoder:
+        for _ in encoder.encode(rows, frozenset[int]().__contains__):
+            pass
+
+
+@contextmanager
+def worker_processes(n_workers: int) -> Generator[str]:
+    """Workers of one thread each; gives their scheduler's address."""
+    with LocalCluster(
+        n_workers=n_workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        yield cast("Any", cluster).scheduler_address
+
+
+def compare(texts: list[str], folder: Path, rounds: int, threads: int, dask: str) -> tuple[Rounds, int]:
+    """Rounds of the ways, and how many tokens the texts have."""
     file = folder / "library.jsonl.gz"
     file.write_bytes(gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode(), 6))
     counting = find_files("demo").read_tokenizer()
@@ -81,17 +112,20 @@ def compare(texts: list[str], folder: Path, rounds: int, threads: int) -> tuple[
         for batch in batches:
             tokenizer.encode_batch_fast(batch, add_special_tokens=False)
 
-    def encoder() -> None:
-        documents = (text_document(str(number), text) for number, text in enumerate(texts))
-        rows = (Row(Place(0, 0), document) for document in documents if isinstance(document, Document))
-        with TextEncoder(find_files("demo").read_tokenizer(), threads) as running:
-            for _ in running.encode(rows, frozenset[int]().__contains__):
-                pass
+    def encoder(dask: str | None) -> None:
+        run_encoder(texts, file, folder / str(next(roots)), threads, dask)
 
-    def stage() -> None:
-        run_stage(file, folder / str(next(roots)), threads)
+    def stage(dask: str | None) -> None:
+        run_stage(file, folder / str(next(roots)), threads, dask)
 
-    return interleave({"encode_batch_fast": library, "encoder": encoder, "stage": stage}, rounds), n_tokens
+    ways = {
+        "encode_batch_fast": library,
+        "encoder": partial(encoder, None),
+        "encoder_workers": partial(encoder, dask),
+        "stage": partial(stage, None),
+        "stage_workers": partial(stage, dask),
+    }
+    return interleave(ways, rounds), n_tokens
 
 
 def long_document(folder: Path, texts: list[str]) -> dict[str, Any]:
@@ -167,14 +201,18 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     texts = library_texts()
     with tempfile.TemporaryDirectory() as temporary:
-        rounds, n_tokens = compare(texts, Path(temporary), options.rounds, options.threads)
+        with worker_processes(options.threads) as dask:
+            rounds, n_tokens = compare(texts, Path(temporary), options.rounds, options.threads, dask)
+        rates = {name: runs.rates(n_tokens) for name, runs in rounds.runs.items()}
+        for name in ("encoder_workers", "stage_workers"):
+            del rates[name]["per_cpu_second"]  # which counts this process alone
         results = {
             "load": rounds.load,
             "threads": options.threads,
             "documents": len(texts),
             "characters": sum(map(len, texts)),
             "tokens": n_tokens,
-            "tokens_per_second": {name: runs.rates(n_tokens) for name, runs in rounds.runs.items()},
+            "tokens_per_second": rates,
             "of_encode_batch_fast": {name: rounds.ratio(name, "encode_batch_fast") for name in rounds.runs},
             "long_document": long_document(Path(temporary), texts),
         }

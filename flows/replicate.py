@@ -31,7 +31,7 @@ def replicate(
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
         device: where activations are computed: cpu, cuda, cuda:1...
-        dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
+        dask: a Dask scheduler whose workers share tokenizing, harvest and survey, tcp://host:8786.
         workers: share them among this many processes of the machine instead.
     """
 

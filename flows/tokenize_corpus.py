@@ -15,6 +15,8 @@ def tokenize(
     overrides: Texts = (),
     root: str | None = None,
     threads: Count | None = None,
+    dask: str | None = None,
+    workers: Count | None = None,
 ) -> Any:
     """Tokenizes the preset's corpus into prompts.
 
@@ -23,5 +25,7 @@ def tokenize(
         overrides: ``stage.field=value`` each, on top of the preset.
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
+        dask: a Dask scheduler whose workers encode texts, tcp://host:8786.
+        workers: encode them in this many processes of the machine instead.
     """
-    return run_chain(Chain.tokenize, preset, overrides, root, threads=threads)
+    return run_chain(Chain.tokenize, preset, overrides, root, threads=threads, dask=dask, workers=workers)

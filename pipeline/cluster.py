@@ -1,9 +1,10 @@
-"""Pieces of a stage's work on a Dask cluster: handed out here, done there, one at a time a worker.
+"""Pieces of a stage's work on a Dask cluster: handed out here, done there, as many at a time as a worker should hold.
 
 The process that runs the stage is the coordinator: it holds the artifact's lock, journals and commits. It hands each
-piece to one worker by name, and the next when that one answers. So a worker's memory is that of one piece, a worker
-that differs (``pipeline.cluster_worker``) can be left out, and a killed one costs the piece that it had: when the
-scheduler no longer knows it, the piece goes to another. An error that a piece raises there is raised here, unchanged.
+piece to one worker by name, and the next when that one answers. So a worker's memory is that of one piece (or, of small
+ones, of as many as it has threads and one that waits), a worker that differs (``pipeline.cluster_worker``) can be left
+out, and a killed one costs the pieces that it had: when the scheduler no longer knows it, they go to another. An error
+that a piece raises there is raised here, unchanged.
 
 Cost: a round trip of some milliseconds a piece. Rejected: Prefect's DaskTaskRunner (a task run and its states a piece,
 at a server that every worker must reach; docs/cluster.md measures it), and leaving the choice of worker to Dask's
@@ -13,10 +14,10 @@ scheduler (a worker with eight threads is given eight windows, and one that was 
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
 from pipeline.cluster_worker import Job, Site, Terms, WorkerRefused, code_digest, forget, perform
@@ -37,7 +38,7 @@ _POLL_SECONDS = 0.5
 _CONNECT_SECONDS = 30
 _ANSWER_SECONDS = 60  # a worker that has its answer ready sends it within these, or has died
 _MOST_LOSSES = 3
-_AHEAD = 4  # results a worker that may wait for an earlier one
+_AHEAD = 4  # pieces a worker, at least, that are begun while an earlier one is not done
 # Dask would pause, or end, a worker well below its budget. What a piece takes is known before, and refused if too much.
 _SETTINGS: dict[str, Any] = {
     **{f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")},
@@ -59,7 +60,7 @@ class Cluster:
         self._where = where
         self._say = say
         self._refused: dict[str, str] = {}
-        self._known: list[str] = []
+        self._known: dict[str, int] = {}
 
     @property
     def n_workers(self) -> int:
@@ -69,25 +70,25 @@ class Cluster:
     def __str__(self) -> str:
         return f"{self.n_workers} worker{'' if self.n_workers == 1 else 's'}"
 
-    def workers(self) -> list[str]:
-        """Asks for the addresses of the workers that may take part.
+    def workers(self) -> Mapping[str, int]:
+        """Asks for the workers that may take part: the threads of each by its address.
 
         Raises:
             RemoteError: the scheduler does not answer.
             ConfigError: there are workers, and each was refused.
         """
         try:
-            found = list(cast("dict[str, int]", self._client.nthreads()))
+            found = dict(cast("Mapping[str, int]", self._client.nthreads()))
         except (OSError, TimeoutError) as error:
             raise RemoteError(
                 "the Dask scheduler does not answer any more", where=self._where, found=str(error), transient=True,
                 remedy="the same command continues where it stopped, with --dask or without",
             ) from error  # fmt: skip
-        self._known = [address for address in found if address not in self._refused]
+        self._known = {address: threads for address, threads in found.items() if address not in self._refused}
         if found and not self._known:
             raise ConfigError(
                 "none of the cluster's workers can take part", where=self._where,
-                found="; ".join(f"{address}: {self._refused[address]}" for address in found[:3]),
+                found="; ".join(f"{address}: {self._refused[address]}" for address in [*found][:3]),
                 remedy="start workers on machines like this one, with the same package and artifact root",
             )  # fmt: skip
         return self._known
@@ -113,10 +114,10 @@ class Cluster:
                 workers = self.workers()
                 for lost in handing_out.take_back(workers):
                     self._say(f"  worker {lost} has gone; what it had goes to another")
-                handing_out.hand_out(workers)
+                handing_out.hand_out(self._places(job))
                 yield from results
                 if handing_out.is_done:
-                    self._client.run(forget, workers=workers, on_error="ignore")
+                    self._client.run(forget, workers=list(workers), on_error="ignore")
                     return
                 if not workers:
                     self._wait_for_workers(interruption)
@@ -125,23 +126,34 @@ class Cluster:
         finally:
             handing_out.cancel()
 
-    def in_order(self, job: Job[P, R], pieces: Sequence[P], interruption: Interruption) -> Generator[R]:
-        """Does pieces of a job, no two alike, and gives the results in the order of the pieces."""
+    def in_order(self, job: Job[P, R], pieces: Iterable[P], interruption: Interruption) -> Generator[R]:
+        """Does pieces of a job, no two alike, and gives the results in the order of the pieces.
+
+        For arguments see :meth:`completed`. Pieces are taken no further ahead of the results than the workers need.
+        """
+        begun: deque[P] = deque()
         waiting: dict[P, R] = {}
-        stream = self.completed(job, pieces, interruption, lambda: len(waiting) < _AHEAD * max(self.n_workers, 1))
-        try:
+
+        def taken() -> Iterator[P]:
             for piece in pieces:
-                while piece not in waiting:
-                    answer = next(stream, None)
-                    if answer is None:  # a stop was asked for
-                        return
-                    waiting[answer[0]] = answer[1]
-                yield waiting.pop(piece)
-        finally:
-            stream.close()
+                begun.append(piece)
+                yield piece
+
+        def room() -> bool:
+            return len(begun) < max(_AHEAD * self.n_workers, 2 * sum(self._places(job).values()), 1)
+
+        with closing(self.completed(job, taken(), interruption, room)) as stream:
+            for piece, result in stream:
+                waiting[piece] = result
+                while begun and begun[0] in waiting:
+                    yield waiting.pop(begun.popleft())
+
+    def _places(self, job: Job[P, R]) -> Mapping[str, int]:
+        """How many pieces each worker may hold."""
+        return {address: threads + 1 if job.small else 1 for address, threads in self._known.items()}
 
     def _answers(self, handing_out: "_HandingOut[P, R]") -> Generator[tuple[P, R]]:
-        for address, piece, future in handing_out.wait():
+        for address, piece, future in handing_out.answered():
             try:
                 yield piece, future.result(_ANSWER_SECONDS if future.status == "finished" else None)
             except WorkerRefused as refusal:
@@ -159,8 +171,16 @@ class Cluster:
             time.sleep(_POLL_SECONDS)
 
 
+class _Handed(NamedTuple, Generic[P]):
+    """A piece that a worker has."""
+
+    address: str
+    piece: P
+    future: "Future[Any]"
+
+
 class _HandingOut(Generic[P, R]):
-    """Which worker has which piece.
+    """Which worker has which pieces.
 
     Attributes:
         again: pieces to be handed out before any other.
@@ -172,7 +192,7 @@ class _HandingOut(Generic[P, R]):
         self._job = job
         self._fresh = fresh
         self._room = room
-        self._running: dict[str, tuple[P, Future[Any]]] = {}
+        self._running: list[_Handed[P]] = []
         self._losses: Counter[P] = Counter()
         self._dry = False
 
@@ -181,24 +201,26 @@ class _HandingOut(Generic[P, R]):
         """Whether every piece was answered."""
         return self._dry and not self.again and not self._running
 
-    def hand_out(self, workers: Sequence[str]) -> None:
-        """Gives each free worker a piece."""
-        for address in workers:
-            if address not in self._running and (piece := self._next()) is not None:
-                future = self._client.submit(
-                    perform, self._job, piece, workers=[address], allow_other_workers=False, pure=False,
-                    key=f"sparsemill-{uuid4().hex}",
-                )  # fmt: skip
-                self._running[address] = piece, future
+    def hand_out(self, places: Mapping[str, int]) -> None:
+        """Gives workers pieces, as many as each has places for: a first to all that have none, then a second."""
+        held = Counter(one.address for one in self._running)
+        for place in range(max(places.values(), default=0)):
+            for address, n_places in places.items():
+                if held[address] <= place < n_places and (piece := self._next()) is not None:
+                    future = self._client.submit(
+                        perform, self._job, piece, workers=[address], allow_other_workers=False, pure=False,
+                        key=f"sparsemill-{uuid4().hex}",
+                    )  # fmt: skip
+                    self._running.append(_Handed(address, piece, future))
 
-    def take_back(self, workers: Sequence[str]) -> list[str]:
+    def take_back(self, workers: Container[str]) -> list[str]:
         """Takes back the pieces of workers that have gone; their addresses."""
-        gone = sorted(self._running.keys() - set(workers))
-        for address in gone:
-            piece, future = self._running.pop(address)
-            self._client.cancel([future], force=True)
-            self.lose(piece)
-        return gone
+        gone = [one for one in self._running if one.address not in workers]
+        self._running = [one for one in self._running if one.address in workers]
+        for one in gone:
+            self._client.cancel([one.future], force=True)
+            self.lose(one.piece)
+        return sorted({one.address for one in gone})
 
     def lose(self, piece: P) -> None:
         """Hands a piece out again whose worker died.
@@ -214,19 +236,20 @@ class _HandingOut(Generic[P, R]):
             )  # fmt: skip
         self.again.append(piece)
 
-    def wait(self) -> list[tuple[str, P, "Future[Any]"]]:
+    def answered(self) -> list[_Handed[P]]:
         """Waits for a while; the pieces that were answered."""
         from distributed import wait
 
         with suppress(TimeoutError, CancelledError), self._client.as_current():  # cancelled: the scheduler has gone
-            wait([future for _, future in self._running.values()], _POLL_SECONDS, "FIRST_COMPLETED")
-        done = [address for address, (_, future) in self._running.items() if future.done()]
-        return [(address, *self._running.pop(address)) for address in done]
+            wait([one.future for one in self._running], _POLL_SECONDS, "FIRST_COMPLETED")
+        done = [one for one in self._running if one.future.done()]
+        self._running = [one for one in self._running if one not in done]
+        return done
 
     def cancel(self) -> None:
         """Nobody waits for the answers that are still to come."""
         with suppress(OSError, TimeoutError, CancelledError):
-            self._client.cancel([future for _, future in self._running.values()], force=True)
+            self._client.cancel([one.future for one in self._running], force=True)
 
     def _next(self) -> P | None:
         if self.again:
@@ -264,7 +287,12 @@ def open_cluster(workspace: Workspace) -> Generator[Cluster]:
 
 
 def job_for(
-    staging: Staging, workspace: Workspace, provenance: dict[str, Json], opening: Callable[[Site], Callable[[P], R]]
+    staging: Staging,
+    workspace: Workspace,
+    provenance: Mapping[str, Json],
+    opening: Callable[[Site], Callable[[P], R]],
+    *,
+    small: bool = False,
 ) -> Job[P, R]:
     """A job whose workers compute for a staging folder.
 
@@ -273,11 +301,12 @@ def job_for(
         workspace: of the coordinator.
         provenance: as the artifact has it on record.
         opening: see :class:`Job`; it must be possible to pickle it.
+        small: see :class:`Job`.
     """
     root = workspace.store.root.absolute()
     mark = staging.folder.absolute().relative_to(root).as_posix()
     terms = Terms(root, mark, workspace.runtime.device, provenance, code_digest())
-    return Job(uuid4().hex, terms, opening)
+    return Job(uuid4().hex, terms, opening, small)
 
 
 @contextmanager

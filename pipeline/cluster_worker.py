@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from pipeline import text_encoding
 from pipeline.config import Runtime
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact, Origin, open_folder
@@ -77,11 +78,14 @@ class Job(Generic[P, R]):
         token: tells jobs apart.
         terms: what a worker must be.
         opening: opens what pieces need, and returns what does a piece.
+        small: whether a worker may hold as many pieces as it has threads, each done by one, and one more that waits;
+            else it has one piece at a time.
     """
 
     token: str
     terms: Terms = field(compare=False)
     opening: Callable[[Site], Callable[[P], R]] = field(compare=False)
+    small: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,7 @@ def difference(terms: Terms, workspace: Workspace) -> str:
     """In what a worker's numerics, or its code, differ from a job's; empty where they do not."""
     threads = terms.provenance.get("threads")
     here = workspace.provenance(threads=threads if isinstance(threads, int) else None)
+    here |= text_encoding.provenance()
     named = {key: (here[key], value) for key, value in terms.provenance.items() if key in here}
     named["sparsemill's sources"] = code_digest()[:12], terms.code[:12]
     return ", ".join(f"{key} {found} (here {wanted})" for key, (found, wanted) in named.items() if found != wanted)

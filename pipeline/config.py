@@ -78,7 +78,7 @@ class TokenizeConfig(StageModel):
     held_out_tokens: int = Field(gt=0)
     """Tokens of held-out prompts, at most."""
     prompt_tokens: int = Field(default=128, ge=2)
-    """Length of a prompt, the BOS at position 0 included (RECIPE: 128)."""
+    """Length of a prompt, the BOS at position 0 included (the post: 128)."""
     bos: bool = True
     """Whether position 0 of each prompt is BOS; of rows of ids, whether BOS is written over it. Without it, set
     ``harvest.include_bos``, so that position 0 is harvested."""
@@ -112,7 +112,7 @@ class HarvestConfig(StageModel):
     """Further sites harvested in the same pass, each an artifact of its own over the same prompts in the same order.
     Not identity: an artifact is the same whichever others were harvested beside it."""
     include_bos: bool = False
-    """Whether position 0 is harvested too. Its activation is constant; the post kept it (RECIPE, Model and data)."""
+    """Whether position 0 is harvested too. Its activation is constant; the post kept it."""
     window_prompts: int = Field(gt=0)
     """Prompts shuffled together, and rows of a shard."""
     n_windows: int | None = Field(default=None, gt=0)
@@ -184,7 +184,7 @@ class AnalyzeConfig(StageModel):
     """Which analyses are made, with which options."""
 
     analyses: tuple[str, ...]
-    """Names of analyses."""
+    """Names of analyses, in any order, such as ``density`` and ``null_space``."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """For an analysis: options that differ from its defaults."""
     survey: SurveyConfig = Field(default_factory=SurveyConfig)
@@ -218,7 +218,8 @@ class Runtime(StageModel):
     push: bool = False
     """Whether what a stage made, or found in ``root``, is published to ``remote``."""
     device: str = "cpu"
-    """Where the language model runs when activations are harvested, or computed live: a torch device."""
+    """Where the language model runs when activations are harvested or computed live, and the autoencoder is trained: a
+    torch device."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch and numba; torch's own choice by default."""
     dask: str | None = None

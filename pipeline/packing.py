@@ -4,13 +4,14 @@
 ``prompt_tokens - 1`` ids; each piece gets a BOS id in front. (Without BOS it cuts every ``prompt_tokens``; without EOS
 one document follows the other at once.) The stream's last, incomplete piece is left out. A prompt belongs to the
 document its first text token comes from. ``RowSplitter`` cuts rows that were packed already, a row at a time, and puts
-BOS over the first id of each piece, as the post did (RECIPE: rows of 1024 into 8 prompts of 128).
+BOS over the first id of each piece, as the post did (rows of 1024 into 8 prompts of 128).
 
 Documents only queue until prompts are taken: a few list operations a document, and one copy an id. Rejected: one
 document a prompt (most docstrings are shorter than a prompt, so padding or loss), and cutting per document (drops on
 average half a prompt a document).
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 Prompts = npt.NDArray[np.int32]
+_IDS_AT_ONCE = 1 << 20
 
 
 class Packed(NamedTuple):
@@ -43,8 +45,8 @@ class Packing(Protocol):
         """Prompts that can be taken."""
         ...
 
-    def add(self, number: int, ids: npt.NDArray[np.int32]) -> None:
-        """Adds a document's ids, without BOS or EOS."""
+    def add(self, number: int, *ids: npt.NDArray[np.int32]) -> None:
+        """Adds a document's ids, without BOS or EOS, in one array or several."""
         ...
 
     def take(self) -> Packed:
@@ -80,26 +82,39 @@ class Packer:
         """Prompts that can be taken."""
         return self._total // self._body
 
-    def add(self, number: int, ids: npt.NDArray[np.int32]) -> None:
-        """Adds a document's ids, without BOS or EOS."""
-        self._pieces += (ids, self._end)
+    def add(self, number: int, *ids: npt.NDArray[np.int32]) -> None:
+        """Adds a document's ids, without BOS or EOS, in one array or several."""
+        self._pieces += (*ids, self._end)
         self._numbers.append(number)
-        self._total += len(ids) + len(self._end)
+        self._total += sum(map(len, ids)) + len(self._end)
         self._ends.append(self._total)
 
     def take(self) -> Packed:
         """All whole prompts; what remains is carried."""
         whole, body = self.whole, self._body
-        ids = np.concatenate(self._pieces, dtype=np.int32)
-        self._pieces.clear()
         prompts = np.empty((whole, self.prompt_tokens), np.int32)
         prompts[:, : self.prompt_tokens - body] = 0 if self.bos_id is None else self.bos_id
-        prompts[:, self.prompt_tokens - body :] = ids[: whole * body].reshape(whole, body)
+        text, done, rest = prompts[:, self.prompt_tokens - body :], 0, np.empty(0, np.int32)
+        while self._pieces:
+            ids = np.concatenate([rest, *self._some_pieces()], dtype=np.int32)
+            n = len(ids) // body
+            text[done : done + n] = ids[: n * body].reshape(n, body)
+            done, rest = done + n, ids[n * body :].copy()
         starts = np.arange(whole + 1) * body
         owners = np.array([*self._numbers, 0], np.int32)[np.searchsorted(self._ends, starts, side="right")]
-        self.carry, self.owner = ids[whole * body :].copy(), int(owners[-1])
+        self.carry, self.owner = rest, int(owners[-1])
         self._restart()
         return Packed(prompts, owners[:-1])
+
+    def _some_pieces(self) -> Iterator[npt.NDArray[np.int32]]:
+        """Pieces that are not packed yet, of a million ids at most; this lets go of them."""
+        room = _IDS_AT_ONCE
+        while self._pieces and room:
+            piece = self._pieces.popleft()
+            yield piece[:room]
+            if len(piece) > room:
+                self._pieces.appendleft(piece[room:])
+            room -= min(len(piece), room)
 
     def resume(self, carry: npt.NDArray[np.int32], owner: int) -> None:
         """Goes on from what another one carried."""
@@ -107,7 +122,7 @@ class Packer:
         self._restart()
 
     def _restart(self) -> None:
-        self._pieces = [self.carry]
+        self._pieces = deque([self.carry])
         self._numbers, self._ends, self._total = [self.owner], [len(self.carry)], len(self.carry)
 
 
@@ -127,10 +142,11 @@ class RowSplitter:
         self._pieces: list[Packed] = []
         self.whole = 0
 
-    def add(self, number: int, ids: npt.NDArray[np.int32]) -> None:
-        """Adds a row."""
-        n = len(ids) // self.prompt_tokens
-        prompts = ids[: n * self.prompt_tokens].reshape(n, self.prompt_tokens)
+    def add(self, number: int, *ids: npt.NDArray[np.int32]) -> None:
+        """Adds a row, of one array."""
+        (row,) = ids
+        n = len(row) // self.prompt_tokens
+        prompts = row[: n * self.prompt_tokens].reshape(n, self.prompt_tokens)
         self._pieces.append(Packed(prompts, np.full(n, number, np.int32)))
         self.whole += n
 
@@ -177,5 +193,9 @@ def interleave(blocks: Iterable[Packed]) -> tuple[Packed, npt.NDArray[np.int16]]
         return whole[0], np.zeros(sizes[0], np.int16)
     keys = np.concatenate([(np.arange(size) + 0.5) / max(size, 1) for size in sizes])
     order = np.argsort(keys, kind="stable")
-    prompts, document = (np.concatenate(column)[order] for column in zip(*whole, strict=True))
+    places = np.split(np.argsort(order), np.cumsum(sizes)[:-1])  # of each block's prompts in the mixture
+    prompts = np.empty((len(order), whole[0].prompts.shape[1]), np.int32)
+    for block, place in zip(whole, places, strict=True):
+        prompts[place] = block.prompts  # straight away: a round may hold a long document
+    document = np.concatenate([block.document for block in whole])[order]
     return Packed(prompts, document), np.repeat(np.arange(len(sizes), dtype=np.int16), sizes)[order]

@@ -2,9 +2,8 @@
 
 Threads encode batches side by side, each by ``encode_batch_fast`` on its own thread, which lets go of Python's lock
 while it works; ids become arrays in the same threads. ``tokenizers``' own threads are switched off meanwhile: sharing
-out one batch after the other, they wait for the slowest text of each, and idle while ids are converted. Rejected:
-processes. They would spare the lock, which a thread holds for less than a tenth of its time, and would cost an import
-of the program each and the sending of texts and ids; on two cores they gained 4 % over the threads.
+out one batch after the other, they wait for the slowest text of each, and idle while ids are converted. Processes, of
+this machine or of others, do the same by ``pipeline.text_work``.
 
 While it encodes, ``tokenizers`` holds many times a text's size, so a long text is encoded in pieces. A piece ends
 before a single whitespace character, where the ids of the text around the cut, encoded whole, are those of its two
@@ -14,26 +13,33 @@ counted.
 """
 
 import os
+import platform
 import re
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
+import tokenizers
 from tokenizers import Tokenizer
 
 from pipeline.corpus.documents import Defect, Ids, Row
+from storage.fingerprint import Json
 
 PIECE_CHARACTERS = 1 << 18
 MOST_AHEAD_CHARACTERS = 1 << 22  # half a second of one core: what is encoded while a round is written
-_BATCH_CHARACTERS = 1 << 17
+_BLOCK_IDS = 1 << 23  # 32 MiB, which goes back to the system when let go, as small arrays among others do not
 _CONTEXT = 256
 _CUT = re.compile(r"(?<=\S)(?=\s\S)")
 _MOST_CUTS_TRIED = 32
-_SWITCH = "TOKENIZERS_PARALLELISM"
+SWITCH = "TOKENIZERS_PARALLELISM"
+"""Of ``tokenizers``' own threads: an environment variable that it reads whenever it is called."""
 
 
 class Encoded(NamedTuple):
@@ -41,12 +47,12 @@ class Encoded(NamedTuple):
 
     Attributes:
         row: as it was read; a text that was cut into pieces is let go.
-        ids: of a text that is not known yet, or of a row of ids; None for anything else.
+        ids: of a text that is not known yet, or of a row of ids, in one array or several; None for anything else.
         inexact_cuts: places where the text was cut though its ids may differ there.
     """
 
     row: Row
-    ids: Ids | None
+    ids: Sequence[Ids] | None
     inexact_cuts: int
 
 
@@ -57,32 +63,104 @@ class _Piece(NamedTuple):
     last: bool = True
 
 
-class TextEncoder:
-    """Encodes rows of several sources with one pool of threads; a context manager.
+@dataclass(frozen=True)
+class Texts:
+    """A batch of texts to be encoded.
 
-    Args:
-        tokenizer: whose padding and truncation, if any, are switched off.
-        threads: to encode with.
+    Attributes:
+        number: in its stream.
+        texts: none longer than a piece.
+        characters: about how much there is to do.
     """
 
+    number: int
+    texts: Sequence[str] = field(compare=False, repr=False)
+    characters: int = field(compare=False)
+
+
+class BatchWork(Protocol):
+    """Where batches are encoded.
+
+    Attributes:
+        batch_characters: size of a batch, which is as many or, by its last text, more.
+    """
+
+    batch_characters: int
+
+    @property
+    def note(self) -> str:
+        """What to say beside the progress."""
+        ...
+
+    def in_order(self, batches: Iterable[Texts], most_ahead: int) -> Iterator[list[Ids]]:
+        """Ids of each text of each batch.
+
+        Args:
+            batches: taken as they are needed.
+            most_ahead: how many characters may be taken before their ids are asked for.
+        """
+        ...
+
+
+class ThreadWork:
+    """Threads of this process, as a :class:`BatchWork`; a context manager.
+
+    Args:
+        tokenizer: to encode with.
+        threads: how many.
+    """
+
+    batch_characters = 1 << 17
+    note = ""
+
     def __init__(self, tokenizer: Tokenizer, threads: int):
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        self._tokenizer = tokenizer
+        self._tokenizer = without_additions(tokenizer)
         self._threads = threads
 
-    def __enter__(self) -> "TextEncoder":
-        self._before = os.environ.get(_SWITCH)
-        os.environ[_SWITCH] = "false"
+    def __enter__(self) -> "ThreadWork":
+        self._before = os.environ.get(SWITCH)
+        os.environ[SWITCH] = "false"
         self._pool = ThreadPoolExecutor(self._threads, "tokenize")
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
         if self._before is None:
-            del os.environ[_SWITCH]
+            del os.environ[SWITCH]
         else:
-            os.environ[_SWITCH] = self._before
+            os.environ[SWITCH] = self._before
+
+    def in_order(self, batches: Iterable[Texts], most_ahead: int) -> Generator[list[Ids]]:
+        """See ``BatchWork``."""
+        running: deque[tuple[int, Future[list[Ids]]]] = deque()
+        ahead = 0
+        for batch in batches:
+            running.append((batch.characters, self._pool.submit(encode_texts, self._tokenizer, batch.texts)))
+            ahead += batch.characters
+            while ahead > most_ahead and running:
+                characters, ids = running.popleft()
+                ahead -= characters
+                yield ids.result()
+        while running:
+            yield running.popleft()[1].result()
+
+
+class TextEncoder:
+    """Encodes rows of several sources.
+
+    Args:
+        tokenizer: whose padding and truncation, if any, are switched off.
+        work: where batches are encoded, by a tokenizer like it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, work: BatchWork):
+        self._tokenizer = without_additions(tokenizer)
+        self._work = work
+
+    @property
+    def note(self) -> str:
+        """What to say beside the progress."""
+        return self._work.note
 
     def encode(
         self, rows: Iterable[Row], is_known: Callable[[int], bool], most_ahead: int = MOST_AHEAD_CHARACTERS
@@ -94,49 +172,67 @@ class TextEncoder:
             is_known: whether a text of this digest need not be encoded; once it is, it stays so.
             most_ahead: how many characters may be read before they are asked for.
         """
+        blocks: list[Ids] = []
         parts: list[Ids] = []
         inexact = 0
-        for piece, ids in self._ahead(self._pieces(rows, is_known), most_ahead):
+        # Row by row, and none is held beside the next: it may be long.
+        stream = chain.from_iterable(map(partial(self._pieces, is_known), rows))
+        for piece, ids in self._ahead(stream, most_ahead):
             if piece.text is None:
-                yield Encoded(piece.row, _ids_of(piece.row), 0)
+                row_ids = _ids_of(piece.row)
+                yield Encoded(piece.row, None if row_ids is None else (row_ids,), 0)
                 continue
             parts.append(ids)
             inexact += piece.inexact
+            if piece.last or sum(map(len, parts)) > _BLOCK_IDS:
+                blocks.append(_joined(parts))
             if piece.last:
-                yield Encoded(piece.row, ids if len(parts) == 1 else np.concatenate(parts), inexact)
-                parts, inexact = [], 0
+                cuts, inexact = inexact, 0
+                yield Encoded(piece.row, _taken(blocks), cuts)
 
-    def _pieces(self, rows: Iterable[Row], is_known: Callable[[int], bool]) -> Iterator[_Piece]:
-        for row in rows:
-            document = row.content
-            if isinstance(document, Defect) or not isinstance(document.content, str) or is_known(document.digest):
-                yield _Piece(row, None)
-            elif len(document.content) <= PIECE_CHARACTERS:
-                yield _Piece(row, document.content)
-            else:
-                light = Row(row.after, replace(document, content=""))
-                for text, exact, last in pieces(document.content, self._ids):
-                    yield _Piece(light, text, not exact, last)
+    def _pieces(self, is_known: Callable[[int], bool], row: Row) -> Iterator[_Piece]:
+        document = row.content
+        if isinstance(document, Defect) or not isinstance(document.content, str) or is_known(document.digest):
+            yield _Piece(row, None)
+        elif len(document.content) <= PIECE_CHARACTERS:
+            yield _Piece(row, document.content)
+        else:
+            light = Row(row.after, replace(document, content=""))
+            for text, exact, last in pieces(document.content, self._ids):
+                yield _Piece(light, text, not exact, last)
 
     def _ahead(self, stream: Iterator[_Piece], most_ahead: int) -> Iterator[tuple[_Piece, Ids]]:
-        running: deque[tuple[list[_Piece], int, Future[list[Ids]]]] = deque()
-        ahead = 0
-        for batch, characters in _batches(stream, min(_BATCH_CHARACTERS, most_ahead // 4)):
-            running.append((batch, characters, self._pool.submit(self._encode, [piece.text or "" for piece in batch])))
-            ahead += characters
-            while ahead > most_ahead and running:
-                done, characters, ids = running.popleft()
-                ahead -= characters
-                yield from zip(done, ids.result(), strict=True)
-        for done, _, ids in running:
-            yield from zip(done, ids.result(), strict=True)
+        begun: deque[list[_Piece]] = deque()
 
-    def _encode(self, texts: list[str]) -> list[Ids]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.frombuffer(array("i", encoding.ids), np.int32) for encoding in encodings]
+        def texts() -> Iterator[Texts]:
+            size = min(self._work.batch_characters, most_ahead // 4)
+            for number, (batch, characters) in enumerate(_batches(stream, size)):
+                begun.append(batch)
+                yield Texts(number, [piece.text or "" for piece in batch], characters)
+
+        for ids in self._work.in_order(texts(), most_ahead):
+            yield from zip(begun.popleft(), ids, strict=True)
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
+    """Ids of each text; one text at a time, as what ``tokenizers`` holds meanwhile is many times its size."""
+    encodings = (tokenizer.encode_batch_fast([text], add_special_tokens=False)[0] for text in texts)
+    return [np.frombuffer(array("i", encoding.ids), np.int32) for encoding in encodings]
+
+
+def without_additions(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, which pads and truncates no more."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def provenance() -> dict[str, Json]:
+    """What prompts depend on beside their spec: no arithmetic, so no device and no threads."""
+    return {"python": platform.python_version(), "tokenizers": tokenizers.__version__, "pyarrow": pa.__version__}
 
 
 def pieces(text: str, encode: Callable[[str], list[int]]) -> Iterator[tuple[str, bool, bool]]:
@@ -166,6 +262,18 @@ def _cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int | Non
         if encode(before + after) == encode(before) + encode(after):
             return place
     return None
+
+
+def _joined(parts: list[Ids]) -> Ids:
+    """The parts as one array; the list is emptied."""
+    return parts.pop() if len(parts) == 1 else np.concatenate(_taken(parts))
+
+
+def _taken(arrays: list[Ids]) -> list[Ids]:
+    """The arrays; the list is emptied, so that whoever holds it does not hold them."""
+    taken = arrays.copy()
+    arrays.clear()
+    return taken
 
 
 def _ids_of(row: Row) -> Ids | None:

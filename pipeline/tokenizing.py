@@ -12,6 +12,7 @@ read ahead of that order changes nothing. Digests are 64 bits: that a corpus of 
 has a chance of one in a million. They take 8 bytes of memory a document. Rejected: 128 bits in a set (100 bytes).
 """
 
+import io
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from pipeline.corpus.documents import SPLITS, START, BadDocuments, Defect, Docum
 from pipeline.packing import Packed, Packer, Packing, RowSplitter, interleave
 from pipeline.text_encoding import MOST_AHEAD_CHARACTERS, Encoded, TextEncoder
 from pipeline.workspace import Workspace
+from storage import atomic
 from storage.artifacts import Staging
 from storage.errors import InputError
 
@@ -147,8 +149,7 @@ class SourceStream:
         """Reads whole documents until the prompts made are so many, or the source is dry; gives the new ones."""
         wanted = min(prompts, self.budget) - self.tally.prompts
         reported = 0
-        while self._packing.whole < wanted and (encoded := next(self._stream(), None)) is not None:
-            self._meet(encoded)
+        while self._packing.whole < wanted and self._meet(next(self._stream(), None)):
             if self._packing.whole - reported >= _PROMPTS_PER_REPORT:
                 advance(min(self._packing.whole, wanted) - reported)
                 reported = self._packing.whole
@@ -179,7 +180,10 @@ class SourceStream:
             self._encoded = self._encoder.encode(rows, self._ledger.seen.__contains__, ahead)
         return self._encoded
 
-    def _meet(self, encoded: Encoded) -> None:
+    def _meet(self, encoded: Encoded | None) -> bool:
+        """Takes in what was read, which no caller holds, as it may be long; whether there was anything."""
+        if encoded is None:
+            return False
         self._at, content = encoded.row
         if isinstance(content, Defect):
             if self._split == "train" or not self._ledger.bad.skip:  # the same rows: not counted twice
@@ -187,11 +191,12 @@ class SourceStream:
         elif encoded.ids is None or content.digest in self._ledger.seen:
             self.tally.duplicates += 1
         else:
-            ids = encoded.ids
-            number = self._ledger.take(self._split, self.name, content.name, len(ids), content.digest)
-            self._packing.add(number, ids)
+            n_ids = sum(map(len, encoded.ids))
+            number = self._ledger.take(self._split, self.name, content.name, n_ids, content.digest)
+            self._packing.add(number, *encoded.ids)
             self.tally.documents += 1
             self.tally.inexact_cuts += encoded.inexact_cuts
+        return True
 
 
 @dataclass
@@ -241,7 +246,9 @@ class Tokenizing:
                     break
                 end = min((number + 1) * PROMPTS_PER_ROUND, total)
                 blocks = [
-                    stream.fill(stream.budget * end // total, lambda prompts: advance(prompts * length))
+                    stream.fill(
+                        stream.budget * end // total, lambda prompts: advance(prompts * length, note=self.encoder.note)
+                    )
                     for stream in streams
                 ]
                 self._finish_round(split, number, blocks, streams)
@@ -270,7 +277,7 @@ class Tokenizing:
         self.ledger.write(self.staging, files[0])
         if len(prompts):
             files.append(f"{_round_name(split, number)}.arrow")
-            self.staging.write_bytes(files[1], _arrow(prompts, source, document))
+            atomic.write_file(self.staging.path(files[1]), _arrow(prompts, source, document))
         finished = list(self.staging.finished)
         state = {
             "after": finished[-1] if finished else "",
@@ -304,17 +311,42 @@ def _round_name(split: Split, number: int) -> str:
     return f"{split}-{number:05d}"
 
 
-def _arrow(prompts: np.ndarray[Any, Any], source: np.ndarray[Any, Any], document: np.ndarray[Any, Any]) -> memoryview:
+class _Gathered(io.RawIOBase):
+    """Keeps what is written to it piece by piece; large pieces are the writer's own memory."""
+
+    def __init__(self) -> None:
+        self.pieces: list[memoryview] = []
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Appends; ``data`` does not change afterwards."""
+        self.pieces.append(memoryview(data))
+        self._bytes += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        """How much was written."""
+        return self._bytes
+
+
+def _arrow(
+    prompts: np.ndarray[Any, Any], source: np.ndarray[Any, Any], document: np.ndarray[Any, Any]
+) -> list[memoryview]:
+    """An Arrow file in pieces, those with the columns being the arrays themselves: a round may hold a long document."""
     columns = {
         "tokens": pa.FixedSizeListArray.from_arrays(pa.array(prompts.ravel()), prompts.shape[1]),
         "source": pa.array(source),
         "document": pa.array(document),
     }
     table = pa.table(columns)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
+    gathered = _Gathered()
+    with pa.ipc.new_file(pa.PythonFile(gathered, mode="w"), table.schema) as writer:
         writer.write_table(table, max_chunksize=max(len(table), 1))
-    return memoryview(sink.getvalue())
+    return gathered.pieces
 
 
 def _summary(streams: Sequence[SourceStream], prompt_tokens: int) -> dict[str, Any]:

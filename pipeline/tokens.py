@@ -9,7 +9,6 @@ of int32, ``source`` int16, ``document`` int32), each holding the mixture of the
 ``documents-train-00000.parquet``... of the documents begun in it (number, split, source, name, tokens, digest).
 """
 
-import platform
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tokenizers
 import torch
 from tokenizers import Tokenizer
 
@@ -28,13 +26,13 @@ from pipeline.corpus import open_source
 from pipeline.corpus.documents import SPLITS, Split
 from pipeline.model_files import ModelFiles, find_files
 from pipeline.packing import Prompts
-from pipeline.text_encoding import TextEncoder
+from pipeline.text_encoding import provenance
+from pipeline.text_work import encoder_for
 from pipeline.tokenizing import Tokenizing
 from pipeline.workspace import Workspace, facts, require_version
 from storage.artifact import Artifact
 from storage.artifacts import Made, Result, Spec, Staging
-from storage.errors import InputError
-from storage.fingerprint import Json
+from storage.errors import CorruptArtifact, InputError
 
 OUTPUT_VERSION = 2
 
@@ -74,11 +72,11 @@ def tokenize(config: TokenizeConfig, workspace: Workspace) -> Made:
     def produce(staging: Staging) -> Result:
         bos = language_model.special_token_id(tokenizer, language_model.BOS_NAMES) if config.bos else None
         eos = language_model.special_token_id(tokenizer, language_model.EOS_NAMES) if config.eos else None
-        with TextEncoder(tokenizer, workspace.threads) as encoder:
+        with encoder_for(config, files, tokenizer, workspace, staging) as encoder:
             stats = Tokenizing(config, sources, encoder, bos, eos, workspace, staging).run()
         return Result({"bos_id": bos, "eos_id": eos, "prompt_tokens": config.prompt_tokens, **stats})
 
-    return workspace.make(spec, produce, provenance=_provenance())
+    return workspace.make(spec, produce, provenance=provenance())
 
 
 def _d_vocab(files: ModelFiles, tokenizer: Tokenizer) -> int:
@@ -86,16 +84,16 @@ def _d_vocab(files: ModelFiles, tokenizer: Tokenizer) -> int:
     return int(files.settings.get("d_vocab") or files.settings.get("vocab_size") or tokenizer.get_vocab_size())
 
 
-def _provenance() -> dict[str, Json]:
-    """What the prompts depend on beside the spec: no arithmetic, so no device and no threads."""
-    return {"python": platform.python_version(), "tokenizers": tokenizers.__version__, "pyarrow": pa.__version__}
-
-
 class TokenTable:
     """Reads a tokens artifact, from several threads if need be.
 
     Files are memory-mapped, and their sha256 compared when they are first used; rows are copied only when taken. A
     split's files are opened when something of it is first asked for: of an artifact in a remote they have to come.
+
+    Attributes:
+        artifact: the tokens artifact.
+        prompt_tokens: length of a prompt.
+        bos_id: id at position 0 of each prompt; None where they begin without one.
 
     Raises:
         UnsupportedFormat: the tokens are of another output version.
@@ -181,11 +179,23 @@ class _PromptFile:
         except (pa.ArrowException, OSError):
             artifact.checked_file(name)  # says what is damaged
             raise
+        if self.n_prompts > artifact.manifest.files[name].bytes:
+            raise self._lies(f"{self.n_prompts:,} prompts", "no more than it has bytes")
 
     @cached_property
     def table(self) -> pa.Table:
         """Its columns, memory-mapped."""
-        return pa.ipc.open_file(pa.memory_map(str(self._artifact.checked_file(self._name)))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(self._artifact.checked_file(self._name)))).read_all()
+        try:
+            table.validate()
+        except pa.ArrowException as error:
+            raise self._lies(error, "columns as long as they say") from error
+        return table
+
+    def _lies(self, found: object, expected: str) -> CorruptArtifact:
+        """The error of a file that is as its manifest says, but was none of ours."""
+        what, where = f"{self._name} of {self._artifact.id} contradicts itself", self._artifact.folder / self._name
+        return CorruptArtifact(what, where=where, found=found, expected=expected)
 
     @cached_property
     def tokens(self) -> npt.NDArray[np.int32]:

@@ -100,7 +100,9 @@ class Workspace:
     def push(self, artifact: Artifact, remote: RemoteStore) -> Plan:
         """Pushes an artifact of this store, if it is not there; returns what that was."""
         plan = plan_push(artifact, remote)
-        if not plan.there:
+        if plan.there:
+            push(plan, remote)  # moves nothing
+        else:
             with self.track_bytes(f"push {artifact.id}", plan.bytes) as advance:
                 push(plan, remote, advance)
         return plan

@@ -23,6 +23,7 @@ from pipeline.corpus.documents import Flaw
 from storage.errors import InputError
 
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
+_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 _BUFFER_BYTES = 1 << 20
 _INFLATED_BYTES = 1 << 12  # at a time: what came before a break in the last of them is lost with it
 _ROWS_AT_ONCE = 64  # made Python objects together
@@ -57,24 +58,22 @@ def _json_lines(path: Path, field: str, first: int) -> Iterator[tuple[int, Any]]
             while line := lines.readline():
                 number += 1
                 if number > first and not line.isspace():
-                    text = _decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
-                    del line  # it may be long: with the text and what it holds there would be three of it
-                    yield number, text if isinstance(text, Flaw) else _json_value(text, field)
+                    box = [line.removeprefix(codecs.BOM_UTF8) if number == 1 else line]
+                    del line  # it may be long: nothing holds it, or its text, longer than it takes to parse it
+                    yield number, _json_value(box, field)
     except OSError as error:
         if number >= first:
             yield number + 1, _broken(error)
 
 
-def _decoded(line: bytes) -> str | Flaw:
+def _json_value(box: list[bytes], field: str) -> Any:
+    """What a field of a line holds; the line is taken out of its box."""
     try:
-        return line.decode()
+        text = box.pop().decode()
     except UnicodeDecodeError as error:
         return Flaw("invalid UTF-8", str(error))
-
-
-def _json_value(line: str, field: str) -> Any:
     try:
-        row = json.loads(line)
+        row = json.loads(text)
     except (ValueError, RecursionError) as error:
         return Flaw("malformed line", str(error), "a JSON object a line")
     if not isinstance(row, dict):
@@ -108,10 +107,11 @@ def _arrow(path: Path, field: str, first: int) -> Iterator[tuple[int, Any]]:
     try:
         for batch in _record_batches(path):
             _check_column(path, batch.schema, field)
-            passed = min(max(first - row, 0), len(batch))
+            column = _within_its_buffers(batch.column(field))
+            passed = min(max(first - row, 0), len(column))
             row += passed
-            for start in range(passed, len(batch), _ROWS_AT_ONCE):
-                for value in _values(batch.column(field).slice(start, _ROWS_AT_ONCE)):
+            for start in range(passed, len(column), _ROWS_AT_ONCE):
+                for value in _values(column.slice(start, _ROWS_AT_ONCE)):
                     row += 1
                     yield row, value
     except (OSError, pa.ArrowException) as error:
@@ -130,6 +130,17 @@ def _record_batches(path: Path) -> Iterator[pa.RecordBatch]:
         reader = pa.ipc.open_file(source)
         for number in range(reader.num_record_batches):
             yield reader.get_batch(number)
+
+
+def _within_its_buffers(column: pa.Array) -> pa.Array:
+    """A column of an Arrow file, checked: Arrow believes lengths and offsets, and would read whatever lies there.
+
+    Of strings the bytes, as which ones are UTF-8 is looked at row by row.
+    """
+    if column.type in _BYTES:
+        column = column.view(_BYTES[column.type])
+    column.validate(full=True)
+    return column
 
 
 def _text(path: Path, field: str, first: int) -> Iterator[tuple[int, Any]]:  # noqa: ARG001 - it has no fields

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from glob import glob
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,13 +65,15 @@ class RowSource:
         for number, file in enumerate(self._files.list()):
             if number < start.file:
                 continue
-            path, (read, unit) = file.fetch(), format_of(file.name)
-            for row, value in read(path, self._field, start.row if number == start.file else 0):
-                found = value if isinstance(value, Flaw) else self._parse(f"{file.name}#{row}", value)
-                if isinstance(found, Flaw):
-                    yield Row(Place(number, row), Defect(f"{file.where}, {unit} {row}", found))
-                elif found.held_out == (split == "held_out"):
-                    yield Row(Place(number, row), found)
+            read = format_of(file.name).read(file.fetch(), self._field, start.row if number == start.file else 0)
+            yield from filter(None, map(partial(self._row, split, number, file), read))  # which hold no document
+
+    def _row(self, split: Split, number: int, file: DataFile, found: tuple[int, Any]) -> Row | None:
+        row, value = found
+        document = value if isinstance(value, Flaw) else self._parse(f"{file.name}#{row}", value)
+        if isinstance(document, Flaw):
+            return Row(Place(number, row), Defect(f"{file.where}, {format_of(file.name).unit} {row}", document))
+        return Row(Place(number, row), document) if document.held_out == (split == "held_out") else None
 
 
 class LocalFiles:
@@ -124,15 +126,18 @@ class FolderSource:
 
     def rows(self, split: Split, start: Place = START) -> Iterator[Row]:
         """See ``DocumentSource``."""
-        for number, (name, path) in enumerate(self._files[start.file :], start=start.file + 1):
-            content = path.read_bytes()
-            if b"\0" in content or not content.strip():
-                continue
-            found = text_document(name, content)
-            if isinstance(found, Flaw):
-                yield Row(Place(number, 0), Defect(str(path), found))
-            elif found.held_out == (split == "held_out"):
-                yield Row(Place(number, 0), found)
+        numbers = range(start.file, len(self._files))
+        return filter(None, map(partial(self._row, split), numbers))
+
+    def _row(self, split: Split, number: int) -> Row | None:
+        name, path = self._files[number]
+        after, content = Place(number + 1, 0), path.read_bytes()
+        if b"\0" in content or not content.strip():
+            return None
+        found = text_document(name, content)
+        if isinstance(found, Flaw):
+            return Row(after, Defect(str(path), found))
+        return Row(after, found) if found.held_out == (split == "held_out") else None
 
     @cached_property
     def _files(self) -> list[tuple[str, Path]]:

@@ -1,5 +1,6 @@
 """Stages on a Dask cluster of separate processes: the bytes of a single process, whatever happens to the workers."""
 
+import json
 import os
 import runpy
 import shutil
@@ -22,7 +23,7 @@ from distributed import Client, LocalCluster
 from safetensors.torch import load_file, save_file
 
 import sparsemill
-from pipeline import surveying, window_work
+from pipeline import surveying, text_encoding, text_work, tokenizing, window_work
 from pipeline.cli.options import workspace_at
 from pipeline.cluster_worker import Reference, Site
 from pipeline.config import Runtime, SurveyConfig, load_preset
@@ -30,18 +31,19 @@ from pipeline.harvest import recorded_config, recorded_layout
 from pipeline.memory import resident_bytes
 from pipeline.progress import Advance, Quiet
 from pipeline.stages import Chain, run_directly
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, facts
 from storage.errors import ConfigError, MemoryBudgetExceeded, NumericsError
 
 ROOT = Path(__file__).parents[2]
 BOTH = 'harvest.also_hook_names=["blocks.0.hook_mlp_out"]'
 SURVEY = SurveyConfig(rows=34_000, top_firings=4, sample_firings=8, kept_firings=16)
 WINDOWS = range(9)
-# Runs in each worker: says which windows it computes and how they end; each takes as many seconds more as a file says.
+# Runs in each worker: says which windows it computes, how they end, and which batches of texts it encodes; each takes
+# as many seconds more as a file says.
 PRELOAD = """
 import os, time
 from pathlib import Path
-from pipeline import windows
+from pipeline import text_work, windows
 folder = Path(os.environ["SPARSEMILL_TEST_LOG"])
 def say(*words):
     with (folder / "log").open("a") as log:
@@ -56,6 +58,21 @@ def slow(self, window, hook_names, advance):
         raise
 if windows.WindowHarvester.compute.__name__ == "compute":  # Dask runs this file twice
     compute, windows.WindowHarvester.compute = windows.WindowHarvester.compute, slow
+def slowly(self, site):
+    encode = opened(self, site)
+    def encode_slowly(batch):
+        say("texts", batch.number)
+        time.sleep(float((folder / "slow").read_text()))
+        return encode(batch)
+    return encode_slowly
+if text_work._Opening.__call__.__name__ == "__call__":
+    opened, text_work._Opening.__call__ = text_work._Opening.__call__, slowly
+"""
+# The command line, whose rounds and batches are as small as those of the fixture ``small_rounds``.
+SMALL = """
+from pipeline import cli, text_work, tokenizing
+tokenizing.PROMPTS_PER_ROUND, text_work.ClusterWork.batch_characters = 400, 8000
+cli.main()
 """
 
 
@@ -157,6 +174,122 @@ def chain(root: Path, preset: Path, *overrides: str, **place: object) -> Chain:
 def manifests(root: Path, stage: str) -> dict[str, bytes]:
     """Manifests hold every file's sha256."""
     return {path.parent.name: path.read_bytes() for path in root.glob(f"{stage}/*/manifest.json")}
+
+
+@pytest.fixture
+def small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the tiny corpus seven rounds, and some tens of batches."""
+    monkeypatch.setattr(tokenizing, "PROMPTS_PER_ROUND", 400)
+    monkeypatch.setattr(text_work.ClusterWork, "batch_characters", 8000)
+
+
+@pytest.fixture(scope="module")
+def mixture(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two sources of one text: what one has of the other's is left out; and bad lines, rows of ids, and a long text."""
+    folder = tmp_path_factory.mktemp("mixture")
+    lines = tiny_corpus.read_text().splitlines()
+    long = " ".join(json.loads(line)["text"] for line in lines[1000:1300])
+    other = [*lines[:40], "{", json.dumps({"text": long}), json.dumps({"text": " "}), *reversed(lines[900:])]
+    (folder / "other.jsonl").write_text("\n".join(other))
+    (folder / "ids.jsonl").write_text("".join(json.dumps({"tokens": [i % 60] * 64}) + "\n" for i in range(200)))
+    sources = [
+        {"name": "words", "kind": "files", "files": [str(tiny_corpus)], "share": 0.5},
+        {"name": "other", "kind": "files", "files": [str(folder / "other.jsonl")], "share": 0.4},
+        {"name": "ids", "kind": "tokenized", "files": [str(folder / "ids.jsonl")], "share": 0.1},
+    ]
+    return f"tokenize.sources={json.dumps(sources)}"
+
+
+@pytest.mark.usefixtures("small_rounds")
+def test_prompts_have_the_hashes_of_a_single_process(
+    cluster: LocalCluster, tiny_preset: Path, mixture: str, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(text_encoding, "PIECE_CHARACTERS", 5000)
+    log.sleep(0)
+    settings, watched = (mixture, "tokenize.on_bad_document=skip"), Watched()
+    one = chain(tmp_path / "one", tiny_preset, *settings).tokenize()
+    chain(tmp_path / "many", tiny_preset, *settings, cluster=cluster, reporter=watched).tokenize()
+    assert manifests(tmp_path / "many", "tokenize") == manifests(tmp_path / "one", "tokenize")
+    assert {name for name in one.manifest.files if name.startswith("train")} == {
+        f"train-{number:05d}.arrow" for number in range(7)
+    }
+    assert facts(one)["train"]["sources"]["other"]["duplicates_left_out"] >= 40
+    assert facts(one)["bad_documents"] == {"malformed line": 1, "empty text": 1}
+    assert len({pid for what, _, pid in log.said() if what == "texts"}) == 2
+    assert "2 workers" in watched.notes
+
+
+@pytest.mark.usefixtures("small_rounds")
+def test_a_worker_that_is_killed_costs_the_batches_that_it_had(
+    cluster: LocalCluster, tiny_preset: Path, mixture: str, tmp_path: Path, log: Log
+):
+    settings = (mixture, "tokenize.on_bad_document=skip")
+    chain(tmp_path / "one", tiny_preset, *settings).tokenize()
+    with Client(cluster, set_as_default=False) as client, ThreadPoolExecutor(1) as pool:
+        client.wait_for_workers(2, timeout=300)
+        made = pool.submit(chain(tmp_path / "many", tiny_preset, *settings, cluster=cluster).tokenize)
+        log.wait(lambda said: len({pid for _, _, pid in said}) == 2 and len(said) >= 6)
+        log.sleep(5)
+        before = len(log.said())
+        log.wait(lambda said: len(said) >= before + 2)
+        _, batch, pid = log.said()[-1]
+        os.kill(pid, signal.SIGKILL)
+        log.sleep(0)
+        killed = len(log.said())
+        made.result(timeout=300)
+    assert batch in {number for _, number, other in log.said()[killed:] if other != pid}
+    assert manifests(tmp_path / "many", "tokenize") == manifests(tmp_path / "one", "tokenize")
+
+
+@pytest.mark.usefixtures("small_rounds")
+def test_tokenizing_that_was_stopped_goes_on_with_a_cluster_or_without(
+    cluster: LocalCluster, tiny_preset: Path, tmp_path: Path, log: Log, log_folder: Path
+):
+    chain(tmp_path / "one", tiny_preset).tokenize()
+    root = tmp_path / "many"
+    command = [sys.executable, "-c", SMALL, "tokenize", "--preset", str(tiny_preset), "--home", str(root)]
+    environment = os.environ | {"DASK_DISTRIBUTED__WORKER__PRELOAD": f"['{log_folder / 'preload.py'}']"}
+    places = {signal.SIGKILL: ("--workers", "1"), signal.SIGINT: ("--dask", cluster.scheduler_address)}
+    rounds: list[int] = []
+    for number, place in places.items():
+        before = len(log.said())
+        process = subprocess.Popen(
+            [*command, *place], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        log.wait(lambda said, before=before: len(said) >= before + 12)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        process.wait(timeout=300)
+        assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[number]
+        assert not psutil.wait_procs(children, timeout=60)[1]
+        assert not manifests(root, "tokenize")
+        rounds.append(len(list(root.glob(".staging/tokenize-*/files/train-*.arrow"))))
+    assert 1 <= rounds[0] < rounds[1] < 7
+    chain(root, tiny_preset).tokenize()  # without a cluster, behind those rounds
+    assert manifests(root, "tokenize") == manifests(tmp_path / "one", "tokenize")
+
+
+@pytest.mark.usefixtures("small_rounds")
+def test_a_cluster_goes_on_with_what_one_process_tokenized(
+    cluster: LocalCluster, tiny_preset: Path, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+):
+    log.sleep(0)
+    chain(tmp_path / "one", tiny_preset).tokenize()
+    finish = tokenizing.Tokenizing._finish_round
+
+    def stop(self: tokenizing.Tokenizing, *arguments: object) -> None:
+        finish(self, *arguments)  # type: ignore[arg-type]
+        if len(self.staging.finished) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizing.Tokenizing, "_finish_round", stop)
+        with pytest.raises(KeyboardInterrupt):
+            chain(tmp_path / "many", tiny_preset).tokenize()
+    rest = chain(tmp_path / "many", tiny_preset, cluster=cluster)
+    rest.tokenize()
+    assert rest.runs[0].made.status == "resumed"
+    assert manifests(tmp_path / "many", "tokenize") == manifests(tmp_path / "one", "tokenize")
 
 
 def test_a_harvest_of_two_sites_has_the_hashes_of_a_single_process(

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pipeline import cluster as module
+from pipeline import text_encoding
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.cluster_worker import Job, Reference, Terms, WorkerRefused, code_digest, difference
 from pipeline.cluster_worker import _root as root_of  # pyright: ignore[reportPrivateUsage]
@@ -191,18 +193,47 @@ def test_results_in_order_are_never_far_ahead_of_a_slow_one():
     client = Client("a", "b")
 
     def a_answers_late(client: Client) -> None:
-        waiting = len(client.handed) - 1
-        if waiting >= 2 * 4:
+        if len(client.handed) == 2 * 4:
             client.step = Client.answer_all
         for future in client.futures[1:]:
             if not future.done():
                 future.status, future.answer = "finished", 10 * future.piece
 
     client.step = a_answers_late
-    stream = cluster_of(client).in_order(JOB, range(40), Interruption())
+    taken: list[int] = []
+
+    def endless() -> Iterator[int]:
+        while True:
+            taken.append(len(taken))
+            yield taken[-1]
+
+    stream = cluster_of(client).in_order(JOB, endless(), Interruption())
     assert next(stream) == 0
-    assert len(client.handed) <= 2 * 4 + 2
-    assert list(stream) == [10 * piece for piece in range(1, 40)]
+    assert len(taken) == 2 * 4
+    assert list(islice(stream, 39)) == [10 * piece for piece in range(1, 40)]
+    assert len(taken) <= 40 + 2 * 4
+
+
+def test_small_pieces_are_done_by_all_threads_of_a_worker_and_one_more_waits():
+    client = Client("a", "b")
+    client.nthreads = lambda: {"a": 1, "b": 3}  # type: ignore[method-assign]
+    pieces = cluster_of(client).in_order(replace(JOB, small=True), range(9), Interruption())
+    assert list(pieces) == [10 * piece for piece in range(9)]
+    assert client.handed[:6] == [("a", 0), ("b", 1), ("a", 2), ("b", 3), ("b", 4), ("b", 5)]
+
+
+def test_all_that_a_dead_worker_had_goes_to_another():
+    client, lines = Client("a", "b"), list[str]()
+
+    def b_dies(client: Client) -> None:
+        client.addresses = ["a"]
+        client.step = Client.answer_all
+
+    client.step = b_dies
+    pieces = cluster_of(client, lines).in_order(replace(JOB, small=True), range(5), Interruption())
+    assert list(pieces) == [10 * piece for piece in range(5)]
+    assert lines == ["  worker b has gone; what it had goes to another"]
+    assert client.handed == [("a", 0), ("b", 1), ("a", 2), ("b", 3), ("a", 1), ("a", 3), ("a", 4)]
 
 
 def test_asked_to_stop_hands_nothing_out_any_more_and_keeps_what_has_come():
@@ -255,6 +286,14 @@ def test_numerics_and_sources_that_differ_are_named(tmp_path: Path):
     assert difference(other, workspace) == (
         f"torch {here['torch']} (here 1.0), sparsemill's sources {code_digest()[:12]} (here {'0' * 12})"
     )
+
+
+def test_a_worker_with_another_version_of_the_tokenizers_is_refused(tmp_path: Path):
+    workspace, here = Workspace.open(Runtime(root=tmp_path, threads=1)), text_encoding.provenance()
+    terms = Terms(tmp_path, "", "cpu", here, code_digest())
+    assert difference(terms, workspace) == ""
+    other = replace(terms, provenance=here | {"tokenizers": "0.1"})
+    assert difference(other, workspace) == f"tokenizers {here['tokenizers']} (here 0.1)"
 
 
 def test_the_root_is_the_coordinators_or_else_the_workers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import packing
 from pipeline.packing import Packed, Packer, RowSplitter, interleave, pack_documents
 
 BOS, EOS = 1000, 1001
@@ -38,14 +39,23 @@ def test_equals_cutting_the_whole_stream(documents: list[list[int]], prompt_toke
     assert joined(packed) == cut(documents, prompt_tokens, [BOS], [EOS])
 
 
-@given(DOCUMENTS, st.integers(2, 9), st.booleans(), st.booleans(), st.integers(1, 5))
+@given(DOCUMENTS, st.integers(2, 9), st.booleans(), st.booleans(), st.integers(1, 5), st.integers(1, 9))
 def test_prompts_taken_now_and_then_and_resumed_from_the_carry_are_the_same(
-    documents: list[list[int]], prompt_tokens: int, bos: bool, eos: bool, every: int
+    documents: list[list[int]], prompt_tokens: int, bos: bool, eos: bool, every: int, at_once: int
 ):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_IDS_AT_ONCE", at_once)
+        blocks = _packed_now_and_then(documents, prompt_tokens, bos, eos, every)
+    assert joined(blocks) == cut(documents, prompt_tokens, [BOS] * bos, [EOS] * eos)
+
+
+def _packed_now_and_then(
+    documents: list[list[int]], prompt_tokens: int, bos: bool, eos: bool, every: int
+) -> list[Packed]:
     packer = Packer(prompt_tokens, BOS if bos else None, EOS if eos else None)
     blocks: list[Packed] = []
     for number, ids in arrays(documents):
-        packer.add(number, ids)
+        packer.add(number, ids[:2], ids[2:])
         if number % every == 0:
             expected = packer.whole
             blocks.append(packer.take())
@@ -54,8 +64,7 @@ def test_prompts_taken_now_and_then_and_resumed_from_the_carry_are_the_same(
             another = Packer(prompt_tokens, packer.bos_id, packer.eos_id)
             another.resume(packer.carry, packer.owner)
             packer = another
-    blocks.append(packer.take())
-    assert joined(blocks) == cut(documents, prompt_tokens, [BOS] * bos, [EOS] * eos)
+    return [*blocks, packer.take()]
 
 
 def test_rows_of_1024_are_cut_into_8_prompts_of_128_with_bos_over_the_first_id_of_each():

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from pipeline import text_encoding
 from pipeline.corpus.documents import Defect, Document, Flaw, Place, Row, text_document
 from pipeline.model_files import find_files
-from pipeline.text_encoding import Encoded, TextEncoder, pieces
+from pipeline.text_encoding import Encoded, TextEncoder, ThreadWork, pieces
 
 WORDS = [
     "alpha", "beta,", "  gamma", "def f(x):\n    return x", "1234567", "\n\n", "naïve", "日本語", "🤖🤖", "don't", "\t",
@@ -54,8 +54,8 @@ def row(number: int, content: str) -> Row:
 
 
 def encoded(tokenizer: Tokenizer, rows: list[Row], known: frozenset[int] = frozenset()) -> list[Encoded]:
-    with TextEncoder(tokenizer, 2) as encoder:
-        return list(encoder.encode(rows, known.__contains__))
+    with ThreadWork(tokenizer, 2) as threads:
+        return list(TextEncoder(tokenizer, threads).encode(rows, known.__contains__))
 
 
 @pytest.fixture
@@ -71,8 +71,21 @@ def test_ids_of_a_long_texts_pieces_are_those_of_the_whole(make: object):
         whole = text(2000, seed)
         (found,) = encoded(tokenizer, [row(1, whole)])
         assert found.ids is not None
-        assert found.ids.tolist() == tokenizer.encode(whole, add_special_tokens=False).ids
+        assert np.concatenate(found.ids).tolist() == tokenizer.encode(whole, add_special_tokens=False).ids
         assert found.inexact_cuts == 0
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_ids_of_a_long_text_come_in_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(text_encoding, "_BLOCK_IDS", 2000)
+    whole, short = text(5000), text(20)
+    first, second = encoded(words(), [row(1, whole), row(2, short)])
+    assert first.ids is not None
+    assert second.ids is not None
+    assert all(len(block) > 2000 for block in first.ids[:-1])
+    assert len(first.ids) > 2
+    assert np.concatenate(first.ids).tolist() == words().encode(whole).ids
+    assert np.concatenate(second.ids).tolist() == words().encode(short).ids
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -84,7 +97,9 @@ def test_cuts_that_may_change_ids_are_made_and_counted(make: object, whole: str)
     assert "".join(cut) == whole
     assert found.inexact_cuts == len(cut) - 1 == (len(whole) - 1) // 1000
     assert found.ids is not None
-    assert found.ids.tolist() == [i for piece in cut for i in tokenizer.encode(piece, add_special_tokens=False).ids]
+    assert np.concatenate(found.ids).tolist() == [
+        i for piece in cut for i in tokenizer.encode(piece, add_special_tokens=False).ids
+    ]
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -103,9 +118,9 @@ def test_rows_of_all_kinds_come_in_their_order_and_known_texts_are_not_encoded()
             assert one.ids is None
         elif isinstance(content.content, str):
             assert one.ids is not None
-            assert one.ids.tolist() == tokenizer.encode(content.content).ids
+            assert np.concatenate(one.ids).tolist() == tokenizer.encode(content.content).ids
         else:
-            assert one.ids is content.content
+            assert one.ids == (content.content,)
 
 
 def test_padding_truncation_and_special_tokens_of_the_tokenizers_file_are_not_applied():
@@ -114,7 +129,7 @@ def test_padding_truncation_and_special_tokens_of_the_tokenizers_file_are_not_ap
     tokenizer.enable_truncation(3)
     (found,) = encoded(tokenizer, [row(1, "alpha beta, naïve don't 日本語")])
     assert found.ids is not None
-    assert len(found.ids) == 5
+    assert len(found.ids[0]) == 5
 
 
 def test_reading_ahead_is_bounded():
@@ -126,8 +141,8 @@ def test_reading_ahead_is_bounded():
             read += 1
             yield row(read, "alpha " * 1000)
 
-    with TextEncoder(words(), 2) as encoder:
-        stream = encoder.encode(endless(), frozenset[int]().__contains__, most_ahead=60_000)
+    with ThreadWork(words(), 2) as threads:
+        stream = TextEncoder(words(), threads).encode(endless(), frozenset[int]().__contains__, most_ahead=60_000)
         for _ in range(50):
             next(stream)
         assert 50 < read <= 50 + 60_000 // 6000 + 6
@@ -138,6 +153,6 @@ def test_the_switch_of_tokenizers_own_threads_is_put_back(before: str | None, mo
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     if before is not None:
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
-    with TextEncoder(words(), 1):
+    with ThreadWork(words(), 1):
         assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
     assert os.environ.get("TOKENIZERS_PARALLELISM") == before

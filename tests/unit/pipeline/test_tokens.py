@@ -177,11 +177,12 @@ def test_a_long_text_is_encoded_in_pieces_whose_ids_are_those_of_the_whole(monke
     monkeypatch.setattr(text_encoding, "PIECE_CHARACTERS", 1000)
     document = text_document("long", text)
     assert isinstance(document, Document)
-    with text_encoding.TextEncoder(tokenizer, 2) as encoder:
+    with text_encoding.ThreadWork(tokenizer, 2) as threads:
+        encoder = text_encoding.TextEncoder(tokenizer, threads)
         (encoded,) = encoder.encode([Row(Place(0, 1), document)], set[int]().__contains__)
     assert encoded.inexact_cuts == 0
     assert encoded.ids is not None
-    assert encoded.ids.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+    assert np.concatenate(encoded.ids).tolist() == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_prompts_without_bos_and_eos_hold_nothing_but_text(tiny_preset: Path, workspace: Workspace):
