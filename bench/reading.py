@@ -7,7 +7,8 @@ reads one epoch: all chunks, in random order, through a shuffling pool, in batch
 - *numpy*: pread, crc32c, rows gathered from the pool in the stored dtype; each thread has a pool, and nobody to hand
   its batches to.
 - *zarr*, *zarrs*, *tensorstore*: the same loop with the library's own read of a chunk, which checks it too.
-- *ours*: batches as training receives them, once as stored, once cast to float32, with each row's prompt and position.
+- *ours*: batches with each row's prompt and position; once as stored, where the reading threads put their rows, once
+  cast to float32 by one more thread, as training receives them.
 
 Cold is one epoch, the page cache emptied of the store before each run, which is checked; warm are three epochs in one
 go, all of the store in the page cache. Writes ``bench/results/reading.json``; ``python -m bench.tables`` puts it into
@@ -34,7 +35,6 @@ from bench.machine import Rounds, drop_from_cache, interleave, say, write_result
 from bench.tables import markdown
 from storage.batches import BEGINNING, row_names
 from storage.encoding import Encoding, decode, encode
-from storage.prefetch import Prefetched
 from storage.reader import BatchOrder, ShardReader
 from storage.shards import GROUP_NAME, Layout, WindowBuffer, create_group
 from storage.zarr_files import CRC_BYTES, crc32c
@@ -201,9 +201,8 @@ def with_ours(case: Case) -> None:
 def stored_batches(case: Case) -> Iterator[npt.NDArray[np.generic]]:
     batches = case.reader()._shuffled  # noqa: SLF001  (the product has no use for batches that are not decoded)
     columns = batches._columns(case.order, BEGINNING, 0, 1, case.epochs - 1, row_names(batches.source))  # noqa: SLF001
-    with Prefetched(columns, 2) as stored:
-        for batch, _ in stored:
-            yield batch["activations"]
+    for batch, _ in columns:
+        yield batch["activations"]
 
 
 def with_ours_float32(case: Case) -> None:

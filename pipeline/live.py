@@ -31,8 +31,8 @@ At N = 2e9 the certificate of this source is 845, since a uniform shuffle has ha
 3,677 of 4,095. A store is shuffled uniformly at every size: harvest what fits the disk, take this for what does not.
 
 Cost: one forward pass a model batch an epoch, behind the training; the few chunks that do not go round the lanes are
-computed by each lane that has a part of them. Memory: 2 m encoded rows and two chunks a lane, as pools hold chunks
-whole and read a refill ahead (the published buffer: m rows). Prompts that do not fill a last model batch are left out.
+computed by each lane that has a part of them. Memory: 2 to 2.5 m encoded rows, as rows are computed a refill ahead, and
+a chunk a lane (the published buffer: m rows). Prompts that do not fill a last model batch are left out.
 Rejected: pools of rows, refilled in place (half the memory, at the price of a second kind of pool and order), and
 several threads of forward passes (torch has threads of its own, and a model's hooks are not safe to share).
 """

@@ -100,7 +100,7 @@ def training_needs(
     sae = config.autoencoder
     later = {
         "shuffling pools": pool_bytes,
-        "batches": _BATCHES * sae.batch_rows * (4 * d_in + row_bytes),
+        "batches": 4 * _BATCHES * sae.batch_rows * d_in,
         # The state is copied, then laid out as a file's bytes.
         "a checkpoint being written": 2 * state_bytes(config, d_in),
     }

@@ -1,15 +1,14 @@
 """Chunks of any source -> shuffled batches: prefetched, resumable, shared out to ranks.
 
-The order is a pure function (storage.order); lanes hold their chunks in memory (storage.pool), filled by a few threads;
-batches are made ahead in a thread (storage.prefetch). Rows are gathered in the stored dtype and cast to float32 last.
-Memory: about twice the pool's rows in the stored dtype, a W-th of it on each of W ranks, and the prefetched batches,
-whose memory is used again (storage.recycling).
+The order is a pure function (storage.order). A few threads load chunks and put each row in its place in the batches
+ahead, as it is stored (storage.pool); one more casts whole batches to float32, ahead of their use (storage.prefetch).
+Memory: two to two and a half times the pool's rows in the stored dtype, a W-th of it on each of W ranks, and the cast
+batches, which is used again (storage.recycling).
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import zip_longest
 from math import prod
 from typing import cast
 
@@ -19,12 +18,9 @@ import numpy.typing as npt
 from storage.encoding import Codes, Encoding, Floats, decode
 from storage.errors import ConfigError
 from storage.order import BatchOrder, EpochOrder, LaneOrder, ReadState
-from storage.pool import ChunkSource, LanePool
+from storage.pool import BatchMemory, ChunkSource, Columns, LanePool, Share
 from storage.prefetch import Prefetched
 from storage.recycling import Recycled
-
-Columns = dict[str, npt.NDArray[np.generic]]
-"""Rows as they are stored, array by array."""
 
 BEGINNING = ReadState(0, 0)
 
@@ -95,8 +91,10 @@ class ShuffledBatches:
         """Memory that a rank's pools take, prefetched batches aside."""
         formats = [self.source.arrays[name] for name in row_names(self.source)]
         row_bytes = sum(prod(array.row_shape) * array.dtype.itemsize for array in formats)
-        lanes = self._epoch_order(order, 0).lanes(0, world)
-        return row_bytes * self.chunk_rows * sum(lane.held_chunks() for lane in lanes)
+        epoch = self._epoch_order(order, 0)
+        lanes = epoch.lanes(0, world)
+        batches = epoch.held_batches(lanes) * order.batch_rows // world
+        return row_bytes * (batches + self.chunk_rows * (len(lanes) + self.threads))
 
     def batches(
         self,
@@ -143,7 +141,7 @@ class ShuffledBatches:
         """The prompt numbers alone of the batches of one epoch: the same order, without loading activations."""
         self._check_start(order, start, 0, 1)
         for columns, _ in self._columns(order, start, 0, 1, start.epoch, ["prompt"]):
-            yield cast("npt.NDArray[np.int32]", columns["prompt"])
+            yield columns["prompt"].astype(np.int32)
 
     def _generate(
         self, order: BatchOrder, start: ReadState, rank: int, world: int, last_epoch: int | None
@@ -161,43 +159,35 @@ class ShuffledBatches:
         last_epoch: int | None,
         names: Sequence[str],
     ) -> Generator[tuple[Columns, ReadState]]:
+        """Batches as they are stored, each in memory that is used again when the next one is asked for."""
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="sparsemill-read")
         try:
-            epoch, first = start.epoch, start.batch
-            pools: list[LanePool] = []
+            epoch, first, memory = start.epoch, start.batch, None
             while last_epoch is None or epoch <= last_epoch:
                 epoch_order = self._epoch_order(order, epoch)
                 lanes = epoch_order.lanes(rank, world)
-                pools = [
-                    LanePool(self.source, lane, names, executor, used)
-                    for lane, used in zip_longest(lanes, pools)
-                    if lane is not None
-                ]
-                yield from self._epoch_columns(epoch_order, first, lanes, pools, names)
+                memory = memory or BatchMemory(self.source, names, epoch_order, lanes)
+                yield from self._epoch_columns(epoch_order, first, lanes, memory, executor)
                 epoch, first = epoch + 1, 0
         finally:
             executor.shutdown(cancel_futures=True)
 
     def _epoch_columns(
-        self,
-        epoch: EpochOrder,
-        first: int,
-        lanes: Sequence[LaneOrder],
-        pools: Sequence[LanePool],
-        names: Sequence[str],
+        self, epoch: EpochOrder, first: int, lanes: Sequence[LaneOrder], memory: BatchMemory, executor: Executor
     ) -> Generator[tuple[Columns, ReadState]]:
-        for lane, pool in zip(lanes, pools, strict=True):
-            pool.begin(epoch.lane_span(lane, first)[0])
-        memory = {name: Recycled(KEPT_BATCHES) for name in names}
-        for number in range(first, epoch.n_batches):
+        last = epoch.n_batches - 1
+        size, before, pools = epoch.order.batch_rows // epoch.order.lanes, 0, list[LanePool]()
+        for number, lane in enumerate(lanes):
+            share = Share(size, number * size, before)
+            start, _ = epoch.lane_span(lane, first)
+            pools.append(LanePool(self.source, lane, share, memory, executor, start))
+            before += lane.n_rows - last * size
+        for number in range(first, last + 1):
             spans = [epoch.lane_span(lane, number) for lane in lanes]
-            columns = empty_columns(self.source, names, sum(end - start for start, end in spans), memory)
-            done = 0
             for pool, (start, end) in zip(pools, spans, strict=True):
-                pool.take(start, end, {name: rows[done : done + end - start] for name, rows in columns.items()})
-                done += end - start
-            last = number == epoch.n_batches - 1
-            yield columns, ReadState(epoch.epoch + 1, 0) if last else ReadState(epoch.epoch, number + 1)
+                pool.complete(start, end)
+            columns = memory.batch(number, sum(end - start for start, end in spans))
+            yield columns, ReadState(epoch.epoch + 1, 0) if number == last else ReadState(epoch.epoch, number + 1)
 
     def _epoch_order(self, order: BatchOrder, epoch: int) -> EpochOrder:
         return EpochOrder(order, self.n_chunks, self.chunk_rows, epoch)

@@ -20,6 +20,7 @@ Rejected: a pool whose every draw depends on the one before (exact too, but resu
 pool handed out whole before it is filled again (twice the reading in bursts, and a third more same-chunk pairs).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,8 +32,9 @@ READER_VERSION = 1
 """Raised when the same arguments would give another order; an identity field of training."""
 
 MIN_POOL_CHUNKS = 20
-_STAGES = 3  # over which a segment is handed out
-_UNITS = _STAGES * (_STAGES + 1) // 2  # units of rows in a pool; a segment has _STAGES units
+STAGES = 3
+"""Stages over which a segment is handed out."""
+_UNITS = STAGES * (STAGES + 1) // 2  # units of rows in a pool; a segment has STAGES units
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,10 @@ class EpochOrder:
         """Batches an epoch, the last short one included."""
         return -(-self.n_chunks * self.chunk_rows // self.order.batch_rows)
 
+    @property
+    def _unit(self) -> int:
+        return -(-self.order.pool_rows // (self.order.lanes * _UNITS))
+
     def lanes(self, rank: int = 0, world: int = 1) -> "list[LaneOrder]":
         """The orders of the lanes that a rank reads."""
         if not 0 <= rank < world or self.order.lanes % world:
@@ -105,6 +111,12 @@ class EpochOrder:
         start = batch * size
         return start, lane.n_rows if batch == self.n_batches - 1 else start + size
 
+    def held_batches(self, lanes: Sequence["LaneOrder"]) -> int:
+        """The most batches that rows of some lanes may be in memory for at once."""
+        size = self.order.batch_rows // self.order.lanes
+        held = max(lane.held_rows for lane in lanes)
+        return min(self.n_batches, (held + size - 2) // size + 1)
+
     def _lane(self, lane: int, chunks: Indices) -> "LaneOrder":
         lanes, c = self.order.lanes, self.chunk_rows
         whole = self.n_chunks // lanes
@@ -120,7 +132,7 @@ class EpochOrder:
             whole_chunks=whole,
             skipped_rows=start % c,
             n_rows=whole * c + end - start,
-            unit=-(-self.order.pool_rows // (lanes * _UNITS)),
+            unit=self._unit,
         )
 
 
@@ -155,7 +167,7 @@ class LaneOrder:
     @property
     def segment_rows(self) -> int:
         """G, rows that come in, and go out, at each stage."""
-        return _STAGES * self.unit
+        return STAGES * self.unit
 
     @property
     def last_stage(self) -> int:
@@ -170,26 +182,42 @@ class LaneOrder:
         """Where a stage begins in the lane's order."""
         return stage * self.segment_rows
 
-    def stage_chunks(self, stage: int) -> tuple[int, int]:
-        """First and end, in ``chunks``, of those that a stage needs in memory."""
-        first, end = self._stage_rows(stage)
-        return int(self.locate(np.array([first]))[0][0]), int(self.locate(np.array([end - 1]))[0][0]) + 1
+    @property
+    def held_rows(self) -> int:
+        """Rows of the lane's order for which there must be memory at once: those of the last three stages.
 
-    def held_chunks(self) -> int:
-        """The most chunks that must be in memory at once, reading ahead included."""
-        stages = {*range(min(_STAGES, self.last_stage)), self.last_stage}
-        rows = [end - first for first, end in map(self._stage_rows, stages)]
-        return min(len(self.chunks), -(-max(*rows, 2 * self.pool_rows) // self.chunk_rows) + 2)
+        What the first of them needs goes to any place of the last one. As that is as large as two others at least, this
+        is enough for four of the others: the one that is handed out, and those for which the next one's rows come in.
+        """
+        return self.n_rows - self.stage_start(max(0, self.last_stage - STAGES + 1))
+
+    def reach(self, stage: int) -> int:
+        """End, in the lane's order, of where rows may go that come in for a stage."""
+        return self.n_rows if stage + STAGES > self.last_stage else self.stage_start(stage + STAGES)
+
+    def stage_rows(self, stage: int) -> tuple[int, int]:
+        """First and end of the lane's rows, as they lie in its chunks, that a stage needs in memory."""
+        first = self._segment_start(max(0, stage - STAGES + 1))
+        return first, self.n_rows if stage == self.last_stage else self._segment_start(stage + 1)
 
     def locate(self, rows: Indices) -> tuple[Indices, Indices]:
         """Where the lane's rows lie: their chunk's place in ``chunks``, and the row in the chunk."""
-        shared = self.whole_chunks * self.chunk_rows
-        shifted = rows + np.where(rows >= shared, self.skipped_rows, 0)
-        return shifted // self.chunk_rows, shifted % self.chunk_rows
+        offsets = self.offsets(rows)
+        return offsets // self.chunk_rows, offsets % self.chunk_rows
+
+    def offsets(self, rows: Indices) -> Indices:
+        """Where the lane's rows lie when all rows of ``chunks`` are laid end to end."""
+        if self.skipped_rows == 0:
+            return rows
+        return rows + np.where(rows >= self.whole_chunks * self.chunk_rows, self.skipped_rows, 0)
+
+    def offset(self, row: int) -> int:
+        """Where one of the lane's rows lies; see :meth:`offsets`."""
+        return row + (self.skipped_rows if row >= self.whole_chunks * self.chunk_rows else 0)
 
     def stage_order(self, stage: int) -> Indices:
         """The lane's rows that a stage hands out, in order; int64."""
-        parts = [self._part(segment, stage) for segment in range(max(0, stage - _STAGES + 1), stage + 1)]
+        parts = [self._part(segment, stage) for segment in range(max(0, stage - STAGES + 1), stage + 1)]
         if stage == self.last_stage:
             parts.append(np.arange(self._segment_start(stage + 1), self.n_rows))
         rows = np.concatenate(parts)
@@ -200,11 +228,11 @@ class LaneOrder:
         return min(start, self.n_rows)
 
     def _part(self, segment: int, stage: int) -> Indices:
-        # The first segment came in as if in _STAGES portions before the epoch, so its parts shrink: 3, 2, 1 units.
+        # The first segment came in as if in STAGES portions before the epoch, so its parts shrink: 3, 2, 1 units.
         start, end = self._segment_start(segment), self._segment_start(segment + 1)
         age = stage - segment
-        taken = age * _STAGES - age * (age - 1) // 2 if segment == 0 else age
-        size = _STAGES - age if segment == 0 else 1
+        taken = age * STAGES - age * (age - 1) // 2 if segment == 0 else age
+        size = STAGES - age if segment == 0 else 1
         first = taken * self.unit
         last = end - start if stage == self.last_stage else first + size * self.unit
         return start + self._shuffled(segment, end - start)[first:last]
@@ -212,11 +240,7 @@ class LaneOrder:
     def _shuffled(self, segment: int, n_rows: int) -> Indices:
         # Three stages in turn ask for a segment's permutation: the newest few are kept.
         if segment not in self._permutations:
-            for old in [kept for kept in self._permutations if not segment - _STAGES < kept < segment]:
+            for old in [kept for kept in self._permutations if not segment - STAGES < kept < segment]:
                 del self._permutations[old]
             self._permutations[segment] = permutations((n_rows,), self.seed, "segment", self.epoch, self.lane, segment)
         return self._permutations[segment]
-
-    def _stage_rows(self, stage: int) -> tuple[int, int]:
-        first = self._segment_start(max(0, stage - _STAGES + 1))
-        return first, self.n_rows if stage == self.last_stage else self._segment_start(stage + 1)

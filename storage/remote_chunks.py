@@ -49,7 +49,13 @@ class RemoteChunks:
         self._array = self.arrays[_STREAMED]
         self._stride = self._array.chunk_bytes + CRC_BYTES
         folder = artifact.folder.parents[2] / FOLDER_NAME
-        self._cache = ChunkCache(folder, artifact.manifest_sha256, cache_limit())
+        self._cache = ChunkCache(
+            folder,
+            artifact.manifest_sha256,
+            cache_limit(),
+            chunk_bytes=self._array.chunk_bytes,
+            chunks_per_file=self._array.chunks_per_shard,
+        )
         self._requests = ThreadPoolExecutor(_REQUESTS_AT_ONCE, "sparsemill-remote")
         self._coming: dict[int, Future[dict[int, memoryview]]] = {}
         self._lock = threading.Lock()
@@ -108,8 +114,7 @@ class RemoteChunks:
             self._files.read_into(name, chunk, out)
             return
         expected = self._files.expected(name, chunk)
-        kept = self._cache.get(chunk)
-        if kept is not None and self._copy(kept, out) == expected:
+        if self._cache.read_into(chunk, out) and crc32c(out) == expected:
             return
         data = self._take(chunk)
         found = self._copy(data, out)

@@ -22,7 +22,7 @@ from storage.shared import read_pointer
 from storage.transfers import fetch, missing_files, plan_push, push
 from tests.integration.faulty_server import Fault, Proxy, faulty, no_fault
 from tests.integration.s3 import BUCKET, S3Server
-from tests.unit.storage.stores import SMALL, write_store
+from tests.unit.storage.stores import write_store
 
 BIG = np.random.default_rng(0).bytes(40_000_000)  # three parts, three ranges
 ORDER = BatchOrder(seed=1, batch_rows=32, pool_rows=96, lanes=2)
@@ -235,15 +235,14 @@ def test_the_cache_of_chunks_is_bounded_and_neighbours_are_one_request(
     ours: Artifact, proxy: Proxy, remote: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     push(plan_push(ours, remote), remote)
-    chunk = SMALL.chunk_rows * SMALL.d_in * 4 + 4
-    monkeypatch.setattr(remote_chunks, "cache_limit", lambda: 10 * chunk)
+    monkeypatch.setattr(remote_chunks, "cache_limit", lambda: 10 * 4096)  # a chunk of 96 bytes takes a page
     reader = reader_of(f"s3://{BUCKET}/{tmp_path.name}/harvest/{ours.id}", tmp_path / "theirs")
     reader.read(0, 32)
     proxy.log.clear()
     rows = reader.read(0, 480).rows
     assert (rows == ShardReader.of(ours).read(0, 480).rows).all()
     kept = [path for path in (tmp_path / "theirs" / ".chunks").rglob("*") if path.is_file()]
-    assert len(kept) == 10
+    assert sum(path.stat().st_blocks * 512 for path in kept) == 10 * 4096
     ranges = [path for method, path, _ in proxy.log if method == "GET" and "activations/c/" in path]
     assert len(ranges) == 480 // 32 - 1  # a request a shard, and none for the first, which is kept
 
@@ -257,7 +256,8 @@ def test_chunks_that_changed_in_the_remote_or_in_the_cache_are_never_served(
     reader_of(url, root).read(0, 480)
     kept = sorted(path for path in (root / ".chunks").rglob("*") if path.is_file())
     kept[0].write_bytes(kept[1].read_bytes())
-    kept[2].write_bytes(kept[2].read_bytes()[:-1] + b"?")
+    kept[2].write_bytes(bytes([kept[2].read_bytes()[0] ^ 1]) + kept[2].read_bytes()[1:])
+    kept[3].write_bytes(kept[3].read_bytes()[:50])
     assert (reader_of(url, root).read(0, 480).rows == expected).all()
     first, second = (file_key(ours, f"store.zarr/activations/c/{shard}/0") for shard in (0, 1))
     swapped = remote.read(second, at_most=1 << 20)
@@ -267,15 +267,27 @@ def test_chunks_that_changed_in_the_remote_or_in_the_cache_are_never_served(
         reader_of(url, tmp_path / "others").read(0, 480)
 
 
+def cache_of(root: Path, name: str, places: int) -> ChunkCache:
+    return ChunkCache(root, name, places * 4096, chunk_bytes=96, chunks_per_file=4)
+
+
+def kept(cache: ChunkCache, chunk: int) -> bytes | None:
+    out = np.empty(96, np.uint8)
+    return out.tobytes() if cache.read_into(chunk, out) else None
+
+
 def test_a_cache_makes_room_by_other_artifacts_chunks(tmp_path: Path):
-    old = ChunkCache(tmp_path, "old", 300)
+    old = cache_of(tmp_path, "old", 3)
     for chunk in range(3):
-        old.put(chunk, memoryview(bytes(100)))
-    new = ChunkCache(tmp_path, "new", 300)
-    for chunk in range(5):
+        old.put(chunk, memoryview(bytes([9]) * 100))
+    new = cache_of(tmp_path, "new", 3)
+    for chunk in (6, 1, 2, 3, 4):
         new.put(chunk, memoryview(bytes([chunk]) * 100))
     assert not (tmp_path / "old").exists()
-    assert [new.has(chunk) for chunk in range(5)] == [True, True, True, False, False]
-    assert new.get(2) == bytes([2]) * 100
-    assert new.get(4) is None
-    assert not ChunkCache(tmp_path / "none", "x", 0).has(0)
+    assert [chunk for chunk in range(8) if new.has(chunk)] == [1, 2, 6]
+    assert [kept(new, chunk) for chunk in (1, 2, 6)] == [bytes([chunk]) * 96 for chunk in (1, 2, 6)]
+    assert kept(new, 7) is None
+    again = cache_of(tmp_path, "new", 3)
+    again.put(7, memoryview(bytes([7]) * 100))  # what is there already counts
+    assert [chunk for chunk in range(8) if again.has(chunk)] == [1, 2, 6]
+    assert not cache_of(tmp_path / "none", "x", 0).has(0)

@@ -50,13 +50,21 @@ def test_each_row_once_in_full_batches_and_an_even_rest(epoch: EpochOrder):
 
 @QUICK
 @given(epochs())
-def test_what_a_stage_needs_fits_the_memory_it_is_promised(epoch: EpochOrder):
-    for lane in epoch.lanes():
-        for stage in range(lane.last_stage + 1):
-            first, end = lane.stage_chunks(stage)
-            places = lane.locate(lane.stage_order(stage))[0]
-            assert end - first <= lane.held_chunks()
-            assert places.size == 0 or (first <= places.min() and places.max() < end)
+def test_rows_that_come_in_for_a_stage_go_no_further_than_it_says_and_there_is_memory_for_that(epoch: EpochOrder):
+    size = epoch.order.batch_rows // epoch.order.lanes
+    lanes = epoch.lanes()
+    for lane in lanes:
+        order = np.concatenate([lane.stage_order(stage) for stage in range(lane.last_stage + 1)])
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        before = 0
+        for stage in range(lane.last_stage + 1 if lane.n_rows else 0):
+            end, start, reach = lane.stage_rows(stage)[1], lane.stage_start(stage), lane.reach(stage)
+            came_in = place[before:end]
+            assert came_in.size == 0 or start <= came_in.min() <= came_in.max() < reach
+            assert (reach - 1) // size - start // size < epoch.held_batches(lanes)
+            before = end
+        assert before == lane.n_rows
 
 
 @QUICK
