@@ -14,7 +14,7 @@ from typing import Literal, Protocol, cast
 
 from storage.errors import ArtifactNotFound, CorruptArtifact, naming, repair_remedy
 from storage.fingerprint import Json, sha256_file
-from storage.manifest import MANIFEST_NAME, FileRecord, Manifest, Parent, Spec
+from storage.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileRecord, Manifest, Parent, Spec
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ def open_folder(folder: Path) -> Artifact:
     """
     path = folder / MANIFEST_NAME
     try:
-        with naming(path):
-            data = path.read_bytes()
+        with naming(path), path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)  # of a larger one, enough to refuse it
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactNotFound("no artifact in this folder", where=folder, expected=f"a {MANIFEST_NAME}") from error
     try:

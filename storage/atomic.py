@@ -147,15 +147,36 @@ def stream_file(path: Path, pieces: Iterable[Data]) -> None:
 
     So an iterator may check what passes through it, and refuse the whole at its end.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        write_file(temporary, pieces)
-        _sync(temporary)
+    with _temporary(path, pieces) as temporary:
         rename(temporary, path)
-    except BaseException:
-        with suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        raise
+
+
+def put_file(path: Path, pieces: Iterable[Data]) -> None:
+    """As :func:`stream_file`, but for the file's name, which :func:`sync_names` makes durable, of many files at once.
+
+    Operations: ``open``, ``write``, ``close``, ``fsync``, ``rename``.
+    """
+    with _temporary(path, pieces) as temporary:
+        rename(temporary, path, durable=False)
+
+
+def create_file(path: Path, data: Data) -> bool:
+    """Writes a file unless there is one of its name, whole and durable or not at all; whether it did.
+
+    Of several processes that try at once one does. The file system must have hard links.
+    Operations: ``open``, ``write``, ``close``, ``fsync``, ``link``, ``unlink``, ``fsync-folder``.
+    """
+    with _temporary(path, [data]) as temporary:
+        try:
+            with _step("link", path):
+                path.hardlink_to(temporary)
+        except FileExistsError:
+            created = False
+        else:
+            created = True
+        remove_file(temporary)
+    sync_folder(path.parent)  # also where another made it, whose folder may not be durable yet
+    return created
 
 
 def append_durably(path: Path, data: bytes) -> None:
@@ -181,10 +202,18 @@ def sync_files(paths: Iterable[Path], *, top: Path) -> None:
 
     Operations: ``fsync``, ``fsync-folder``.
     """
-    folders: set[Path] = set()
+    paths = list(paths)
     for path in paths:
         _sync(path)
-        folders.update(folder for folder in path.parents if folder.is_relative_to(top))
+    sync_names(paths, top=top)
+
+
+def sync_names(paths: Iterable[Path], *, top: Path) -> None:
+    """Makes the names of files durable: all folders from theirs up to ``top``, which contains them.
+
+    Operation: ``fsync-folder``.
+    """
+    folders = {folder for path in paths for folder in path.parents if folder.is_relative_to(top)}
     for folder in sorted(folders):
         sync_folder(folder)
 
@@ -265,6 +294,20 @@ def exclusive_lock(path: Path, *, on_wait: Callable[[], None] | None = None) -> 
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _temporary(path: Path, pieces: Iterable[Data]) -> Generator[Path]:
+    """A durable file beside ``path`` that the block gives its name; removed where that, or the writing, fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        write_file(temporary, pieces)
+        _sync(temporary)
+        yield temporary
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _write_new(path: Path, pieces: Iterable[Data], flags: int = 0, n_bytes: int | None = None) -> None:

@@ -84,7 +84,10 @@ class ChunkFiles:
         return (ChunkFiles, (self.folder, self.arrays, self.artifact_id, self._records))
 
     def check_listing(self) -> None:
-        """Looks for shards that are missing, or are one too many, by listing each array's folder once."""
+        """Looks for shards that are missing, or are one too many, by listing each array's folder once.
+
+        And at the size of each array's first: a layout is believed no further than there are bytes.
+        """
         for array in self.arrays.values():
             folder = self.folder / array.name / "c"
             found = set(os.listdir(folder)) if folder.is_dir() else set[str]()  # noqa: PTH208  (names, 100,000s of them)
@@ -98,6 +101,18 @@ class ChunkFiles:
                     found=name,
                     remedy=repair_remedy(self.artifact_id),
                 )
+            self._check_size(array)
+
+    def _check_size(self, array: ShardedArray) -> None:
+        """Of the first shard, as the manifest has it: whether it is still so, reading it tells."""
+        name = array.shard_name(0)
+        record = None if self._records is None else self._records.get(name)
+        try:
+            size = (self.folder / name).stat().st_size if record is None else record.bytes
+        except OSError as error:
+            raise self._unreadable(array, 0, error) from error
+        if size != array.shard_bytes:
+            raise self.corrupt(array, 0, "it has another size", f"{size} bytes", f"{array.shard_bytes} bytes")
 
     def expect(self, chunks: Sequence[int], names: Iterable[str]) -> None:
         """Has the system begin to fetch chunks, unless the first is in memory; small ones come by themselves."""

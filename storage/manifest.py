@@ -22,6 +22,9 @@ FORMAT_VERSION = 0
 MANIFEST_NAME = "manifest.json"
 RUN_NAME = "run.json"
 RESERVED_NAMES = frozenset({MANIFEST_NAME, RUN_NAME})
+MAX_FILES = 1_000_000
+MAX_MANIFEST_BYTES = 1 << 28  # a million files take about half of it
+_MAX_VALUES = 4 * MAX_FILES  # a file is three, and small ones take a hundred times their bytes once they are parsed
 
 _STAGE = re.compile(r"[a-z][a-z0-9_]*")
 _ID = re.compile(r"([a-z][a-z0-9_]*)-[0-9a-f]{12}")
@@ -150,8 +153,14 @@ class Manifest:
 
         Raises:
             UnsupportedFormat: written in another format version.
-            CorruptArtifact: anything else than what :meth:`to_bytes` writes.
+            CorruptArtifact: anything else than what :meth:`to_bytes` writes, or more than a million files take.
         """
+        values = sum(map(data.count, (b",", b"[", b"{")))  # at least; before any of them is made
+        if len(data) > MAX_MANIFEST_BYTES or values > _MAX_VALUES:
+            raise CorruptArtifact(
+                "too large for a manifest", where=where, found=f"{len(data):,} bytes, {values:,} values",
+                expected=f"at most {MAX_MANIFEST_BYTES:,} and {_MAX_VALUES:,}",
+            )  # fmt: skip
         try:
             value = unseal_json(data)
             format_version = value["format_version"]

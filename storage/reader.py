@@ -150,6 +150,10 @@ class ShardReader:
 
         Returns:
             An iterator; close it, or use it in a ``with`` block, to stop its threads at once.
+
+        Raises:
+            ConfigError: the pools are smaller than 20 chunks, or ``world`` does not divide the lanes.
+            CorruptArtifact: while iterating: a chunk is not as it was written, or another one lies in its place.
         """
         return self._shuffled.batches(order, start=start, rank=rank, world=world, prefetch=prefetch)
 
@@ -192,7 +196,12 @@ class ShardReader:
         return Prefetched(generate(), prefetch)
 
     def read(self, start: int, stop: int) -> Batch:
-        """The rows ``start`` to ``stop`` in the order of the store."""
+        """The rows ``start`` to ``stop`` in the order of the store, which is itself shuffled.
+
+        Raises:
+            InputError: there are no such rows.
+            CorruptArtifact: a chunk is not as it was written.
+        """
         if not 0 <= start <= stop <= self.n_rows:
             raise InputError("rows outside the store", found=f"{start}:{stop}", expected=f"within 0:{self.n_rows}")
         return self.rows_of(np.arange(start, stop))
@@ -210,6 +219,10 @@ class ShardReader:
 
         Args:
             indices: int (n,), in any order.
+
+        Raises:
+            InputError: there are no such rows.
+            CorruptArtifact: a chunk is not as it was written.
         """
         return self._gather(indices)
 

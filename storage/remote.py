@@ -8,6 +8,10 @@ broke; it goes up in parts likewise, hashed on the way, and appears only if it w
 to all of them, retries what is transient, and takes credentials from where each service's own tools do
 (storage.credentials). Its error messages quote the URL with its user, password and signature, and the server's page:
 ours keep the reason alone, and are not chained to them.
+
+A service has what it acknowledged; a folder has it once it is fsynced, which obstore does not do. So into a folder we
+write ourselves (storage.atomic): a file's bytes are durable before its name is there, as a later push believes a name
+and a size, and names are made durable (``settle``) before the pointer that counts on them.
 Rejected: boto3, fsspec (a package a service, and each its own way of streaming).
 """
 
@@ -16,13 +20,13 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
@@ -71,6 +75,7 @@ class RemoteStore:
         """The URL without user, password and query, for people."""
         self.read_only = url.startswith(("http:", "https:"))
         """Whether it is a web server: it takes no files, lists none, and may know no ranges."""
+        self._folder = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else None
         try:
             self._store = from_url(url, **_options(url))
         except (BaseError, OSError, ValueError) as error:
@@ -188,7 +193,10 @@ class RemoteStore:
     def put(self, key: str, data: bytes) -> None:
         """Writes an object, replacing what was there."""
         with self._told(key, "written"):
-            obstore.put(self._store, key, data)
+            if self._folder is not None:
+                _put_in_folder(self._folder / key, [data])
+            else:
+                obstore.put(self._store, key, data)
 
     def create(self, key: str, data: bytes) -> bool:
         """Writes an object unless there is one; whether it did.
@@ -197,6 +205,8 @@ class RemoteStore:
         may, and the later one's bytes stay: who must know reads them back.
         """
         with self._told(key, "written"):
+            if self._folder is not None:
+                return atomic.create_file(self._folder / key, data)
             try:
                 obstore.put(self._store, key, data, mode="create")
             except AlreadyExistsError:
@@ -213,10 +223,18 @@ class RemoteStore:
         record, key = artifact.manifest.files[name], file_key(artifact, name)
         pieces = _checked_pieces(artifact, name, on_bytes)
         with self._told(key, "written"):
-            if record.bytes <= _PART_BYTES:
+            if self._folder is not None:
+                _put_in_folder(self._folder / key, pieces)
+            elif record.bytes <= _PART_BYTES:
                 obstore.put(self._store, key, b"".join(pieces), use_multipart=False)
             else:
                 obstore.put(self._store, key, pieces, chunk_size=_PART_BYTES, max_concurrency=_RANGES_AHEAD)
+
+    def settle(self, keys: Iterable[str]) -> None:
+        """Makes sure that objects which were written stay, where the remote is a folder; services have done so."""
+        if self._folder is not None:
+            with self._told("", "written"):
+                atomic.sync_names([self._folder / key for key in keys], top=self._folder)
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Sizes of all objects below a prefix, by what follows it in their keys."""
@@ -296,6 +314,11 @@ def _options(url: str) -> dict[str, Any]:
         "client_options": _CLIENT | {"allow_http": url.startswith("http:") or endpoint.startswith("http:")},
     }
     return options | ({"config": profile} if profile else {})
+
+
+def _put_in_folder(path: Path, pieces: Iterable[bytes]) -> None:
+    atomic.make_folder(path.parent, durable=False)
+    atomic.put_file(path, pieces)
 
 
 def _persistently(ask: Callable[[], T]) -> T:

@@ -27,13 +27,14 @@ from storage.encoding import DECODING, ENCODINGS, Encoding, Floats, encode, stor
 from storage.errors import ConfigError, InputError, NumericsError
 from storage.fingerprint import Json
 from storage.images import RunningSums, ShardImages, image_bytes
-from storage.manifest import FORMAT_VERSION, FileRecord
+from storage.manifest import FORMAT_VERSION, MAX_FILES, FileRecord
 from storage.shuffle import prompt_order, window_places
 from storage.zarr_files import METADATA_NAME, ShardedArray, group_metadata
 
 __all__ = ["GROUP_NAME", "Layout", "WindowBuffer", "create_group", "prompt_order"]
 
 GROUP_NAME = "store.zarr"
+_OTHER_FILES = 8  # a window, at most, beside its activations: prompts, positions, scales, checksums, its statistics...
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,31 @@ class Layout:
         """Memory that a :class:`WindowBuffer` takes."""
         return sum(image_bytes(array) * array.n_shards // self.n_windows for array in self.arrays().values())
 
+    def require_storable(self) -> None:
+        """Checks that an artifact may have so many files.
+
+        Raises:
+            ConfigError: it may not.
+        """
+        files = self.n_windows * (self.positions + _OTHER_FILES)
+        if files > MAX_FILES:
+            raise ConfigError(
+                "more files than an artifact may have",
+                found=f"{files:,}, in {self.n_windows:,} windows",
+                expected=f"at most {MAX_FILES:,}",
+                remedy="choose larger windows (harvest.window_prompts), or fewer (harvest.n_windows)",
+            )
+
     def to_json(self) -> dict[str, Json]:
         """The layout as JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> "Layout":
-        """Reads :meth:`to_json` back; ``TypeError`` where it is something else."""
-        return cls(**cast("dict[str, int]", value))  # pyright: ignore[reportArgumentType]  (encoding is checked)
+        """Reads :meth:`to_json` of a store back; ``TypeError`` or ``ConfigError`` where it is something else."""
+        layout = cls(**cast("dict[str, int]", value))  # pyright: ignore[reportArgumentType]  (encoding is checked)
+        layout.require_storable()
+        return layout
 
     def arrays(self) -> dict[str, ShardedArray]:
         """The arrays of the group by name; ``checksum`` is the last."""
@@ -171,7 +189,11 @@ def create_group(folder: Path, layout: Layout, *, group: str = GROUP_NAME) -> li
 
     Returns:
         Names of the files written, relative to ``folder``.
+
+    Raises:
+        ConfigError: it would be more files than an artifact may have.
     """
+    layout.require_storable()
     attributes: dict[str, Json] = {"sparsemill": {"format_version": FORMAT_VERSION, "layout": layout.to_json()}}
     files = {METADATA_NAME: group_metadata(attributes)}
     files |= {f"{name}/{METADATA_NAME}": array.metadata() for name, array in layout.arrays().items()}

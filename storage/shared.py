@@ -15,11 +15,19 @@ from typing import cast
 
 from storage.errors import CorruptArtifact, SparsemillError, UnsupportedFormat
 from storage.fingerprint import Json, seal_json, unseal_json
-from storage.manifest import FORMAT_VERSION, MANIFEST_NAME, RESERVED_NAMES, Manifest, is_id, is_sha256, stage_of
+from storage.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    MAX_FILES,
+    MAX_MANIFEST_BYTES,
+    RESERVED_NAMES,
+    Manifest,
+    is_id,
+    is_sha256,
+    stage_of,
+)
 from storage.remote import RemoteStore
 
-MAX_FILES = 1_000_000
-MAX_MANIFEST_BYTES = 1 << 28  # a million files take about half of it
 MAX_TOTAL_BYTES = 1 << 50
 _MAX_POINTER_BYTES = 4096
 _MAX_NAME_BYTES = 1024
@@ -84,7 +92,7 @@ def read_pointer(remote: RemoteStore, artifact_id: str) -> Pointer | None:
         pointer = Pointer(
             artifact_id, cast("str", value["manifest_sha256"]), _count(value["files"]), _count(value["bytes"])
         )
-        valid = is_sha256(pointer.manifest_sha256) and pointer.to_bytes() == data
+        valid = is_sha256(pointer.manifest_sha256) and pointer.files <= MAX_FILES and pointer.to_bytes() == data
     except (ValueError, KeyError, TypeError, SparsemillError) as error:
         raise CorruptArtifact("not a pointer to an artifact", where=f"{remote.shown}/{key}", found=error) from error
     if not valid:

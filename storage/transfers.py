@@ -82,13 +82,14 @@ def push(plan: Plan, remote: RemoteStore, on_bytes: OnBytes = uncounted) -> None
         RemoteConflict: someone else has pushed other bytes under this id meanwhile.
         RemoteError: the remote does not take it; the same push again goes on where it stopped.
     """
-    if plan.there:
-        return
-    artifact = plan.artifact
-    together(lambda name: remote.put_file(artifact, name, _exclusively(on_bytes)), plan.missing)
-    manifest = artifact.manifest
-    remote.put(file_key(artifact, MANIFEST_NAME), manifest.to_bytes())
+    artifact, manifest = plan.artifact, plan.artifact.manifest
     pointer = Pointer(artifact.id, artifact.manifest_sha256, len(manifest.files), manifest.total_bytes)
+    if plan.there:
+        remote.settle([pointer.key])  # whoever wrote it may have been killed before it did
+        return
+    together(lambda name: remote.put_file(artifact, name, _exclusively(on_bytes)), plan.missing)
+    remote.put(file_key(artifact, MANIFEST_NAME), manifest.to_bytes())
+    remote.settle(file_key(artifact, name) for name in (*manifest.files, MANIFEST_NAME))
     remote.create(pointer.key, pointer.to_bytes())
     time.sleep(_SETTLING_SECONDS)  # not every service makes two that create it at once agree by itself
     if not _is_there(artifact, remote):

@@ -127,21 +127,26 @@ def _shards(
     Yields:
         A shard's number, and by table the columns of the rows of its features.
     """
-    ordered = {name: _readable(studied[name], ranks) for name in DETAILS if name != "vocabulary"}
+    ordered = {name: _in_order(studied[name]) for name in DETAILS if name != "vocabulary"}
     ordered["studied"] = studied["features"].select(["feature"]).sort_by("feature")
     numbers = {name: table["feature"].to_numpy() for name, table in ordered.items()}
     for shard in np.unique(numbers["studied"] // SHARD_FEATURES).tolist():
         details: dict[str, dict[str, list[Any]]] = {}
         for name, table in ordered.items():
             first, last = np.searchsorted(numbers[name], [shard * SHARD_FEATURES, (shard + 1) * SHARD_FEATURES])
-            details[name] = table.slice(first, last - first).to_pydict()
+            part = table.slice(first, last - first)
+            details[name] = (part if name == "studied" else _readable(part, ranks)).to_pydict()
         yield shard, details
 
 
-def _readable(table: pa.Table, ranks: npt.NDArray[np.int32]) -> pa.Table:
-    """A table of details in order, tokens by rank, and numbers of as many digits as a page shows."""
+def _in_order(table: pa.Table) -> pa.Table:
+    """A table of details by feature, in the order in which a page shows them."""
     order = [name for name in ("feature", "kind", "direction", "rank", "from_activation") if name in table.column_names]
-    table = table.sort_by([(name, "ascending") for name in order])
+    return table.sort_by([(name, "ascending") for name in order])
+
+
+def _readable(table: pa.Table, ranks: npt.NDArray[np.int32]) -> pa.Table:
+    """A table of details, tokens by rank, and numbers of as many digits as a page shows."""
     columns: dict[str, Any] = {}
     for name in table.column_names:
         column = table[name].combine_chunks()

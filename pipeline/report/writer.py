@@ -3,7 +3,7 @@
 The front page is one template with autoescaping; every value that reaches it is text. Figures travel as JavaScript
 files; plotly.js lies there once. The figures are stored in light colours, and the page swaps palette and template for
 the dark. Beside it lies the feature explorer, ``features.html``. Equal inputs give equal bytes: no clock, no random
-ids.
+ids. Memory: all files until they are written, and up to twice the analyses' tables.
 Rejected: ``plotly.io.write_html`` a figure (a copy of plotly.js each, fixed colours), and one self-contained page (5 MB
 of script before the first line of text).
 """

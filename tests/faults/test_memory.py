@@ -15,6 +15,7 @@ from tests.faults.lengths import times
 
 ROOT = Path(__file__).parents[2]
 DEMO_ROWS = 1_560_576
+DEMO_FEATURES = 4_096
 SLACK_BYTES = 8 * 2**20
 """What an allocator and threads' stacks may take besides: nothing that grows with the rows."""
 
@@ -81,8 +82,8 @@ def measured(what: str, folder: Path, windows: int) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A store of a few windows, or of 20 times the demo's rows."""
-    folder, windows = tmp_path_factory.mktemp("rows"), times(8, -(-20 * DEMO_ROWS // 65_536))
+    """A store of somewhat more rows than the demo's, or of 20 times as many."""
+    folder, windows = tmp_path_factory.mktemp("rows"), times(32, -(-20 * DEMO_ROWS // 65_536))
     return folder, measured("write", folder, windows)["rows"]
 
 
@@ -124,3 +125,13 @@ def test_a_harvest_stays_within_what_it_says_that_it_needs(tiny_preset: Path, tm
     print(json.dumps({"harvest": found}))
     assert found["rows"] > 0
     assert found["grown"] <= found["needs"]
+
+
+def test_a_report_on_many_features_stays_within_its_files_and_twice_its_tables():
+    """Twice the demo's features, or 20 times; what pipeline/report/writer.py says."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.large_report", str(times(2, 20) * DEMO_FEATURES)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps({"report": found}))
+    assert found["grown"] <= found["files"] + 2 * found["tables"] + SLACK_BYTES

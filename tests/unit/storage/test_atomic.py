@@ -261,3 +261,30 @@ def test_an_aligned_write_that_fails_says_so(tmp_path: Path, operation: str, hoo
     atomic.set_fault_hook(failing_at(operation))
     with pytest.raises(StorageFull):
         atomic.write_aligned(tmp_path / "f", aligned(b"x" * 5000), 5000)
+
+
+def test_a_file_is_created_once_whole_and_durable(tmp_path: Path, steps: list[tuple[str, str]]):
+    assert atomic.create_file(tmp_path / "f", b"first")
+    names = ["open", "write", "close", "fsync", "link", "unlink", "fsync-folder"]
+    assert [operation for operation, _ in steps] == names
+    assert not atomic.create_file(tmp_path / "f", b"second")
+    assert [operation for operation, _ in steps] == names * 2  # the folder too: the first may have been killed before
+    assert (tmp_path / "f").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("operation", ["open", "write", "close", "fsync", "link"])
+def test_a_failed_creation_leaves_nothing(tmp_path: Path, operation: str, hook_reset: None):
+    atomic.set_fault_hook(failing_at(operation))
+    with pytest.raises(StorageFull):
+        atomic.create_file(tmp_path / "f", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_put_file_is_durable_before_it_has_its_name(tmp_path: Path, steps: list[tuple[str, str]]):
+    (tmp_path / "top/x").mkdir(parents=True)
+    atomic.put_file(tmp_path / "top/x/f", [b"a", b"b"])
+    assert [operation for operation, _ in steps] == ["open", "write", "write", "close", "fsync", "rename"]
+    assert (tmp_path / "top/x/f").read_bytes() == b"ab"
+    atomic.sync_names([tmp_path / "top/x/f"], top=tmp_path / "top")
+    assert steps[-2:] == [("fsync-folder", "top"), ("fsync-folder", "x")]

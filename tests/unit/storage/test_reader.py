@@ -231,8 +231,9 @@ def test_a_reader_pickles(reader: ShardReader):
 
 def test_memory_is_known_beforehand(reader: ShardReader):
     row_bytes = 6 * 4 + 4 + 2
-    assert reader.pool_bytes(ORDER) <= row_bytes * (2 * ORDER.pool_rows + 8 * 4 * 4)
-    assert reader.pool_bytes(ORDER, world=8) == reader.pool_bytes(ORDER) // 8
+    batches = 2.5 * ORDER.pool_rows + 2 * ORDER.batch_rows
+    assert reader.pool_bytes(ORDER) <= row_bytes * (batches + (8 + 2) * 4)  # and a chunk a lane, and a thread
+    assert reader.pool_bytes(ORDER, world=8) <= row_bytes * (batches / 8 + (1 + 2) * 4)
 
 
 @pytest.mark.parametrize("start", [ReadState(0, 12), ReadState(0, -1), ReadState(-1, 0)])

@@ -238,3 +238,9 @@ def test_every_file_of_a_store_is_known_to_its_window(tmp_path: Path, encoding: 
             assert (record.bytes, record.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     for name in (f"{GROUP_NAME}/zarr.json", f"{GROUP_NAME}/prompt/zarr.json", f"{GROUP_NAME}/prompt/c/3", "other"):
         assert window_of(layout, name) is None
+
+
+def test_more_files_than_an_artifact_may_have_are_refused_before_any_is_written(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"1,000,350, in 76,950 windows; .*at most 1,000,000; choose larger windows"):
+        create_group(tmp_path, replace(SMALL, n_windows=76_950, n_prompts=2**30))
+    create_group(tmp_path, replace(SMALL, n_windows=76_900, n_prompts=2**30))
