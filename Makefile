@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
 
 # Everything Prefect keeps stays in this folder, and nothing is reported to anybody.
 export PREFECT_HOME := $(CURDIR)/.prefect
@@ -22,8 +23,8 @@ help:  ## list the targets
 demo: $(STAMP)  ## tokenize, harvest, train, analyse, report: four to seven minutes on two cores
 	$(BIN)/python -m flows.replicate --preset demo
 
-test: $(STAMP)  ## the whole test suite, without network or GPU
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the whole test suite, without network or GPU, two files at a time (WORKERS=0: in one process)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-faults: $(STAMP)  ## kills, power cuts, full and failing disks, in numbers that `make test` has no time for
 	SPARSEMILL_FAULTS=long $(BIN)/python -m pytest -s tests/faults

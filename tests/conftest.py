@@ -16,7 +16,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # asked when triton is first imported, which torch may do
 
+LONG_FIRST = ("integration/test_prefect.py", "faults/", "integration/", "docs/", "property/", "")
+
 TINY = {"n_layers": 1, "d_model": 16, "d_mlp": 24, "d_head": 8, "n_heads": 2, "n_ctx": 16, "d_vocab": 64}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of processes that share the files out among them, none shall begin a long one when the others have ended."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: [item.nodeid.startswith(f"tests/{path}") for path in LONG_FIRST].index(True))
 
 
 @pytest.fixture(scope="session")
