@@ -9,9 +9,13 @@ from pipeline.cli import main
 
 
 def start(arguments: list[str], log: Path) -> int:
-    """Starts a command as the leader of a session of its own, its output going to ``log``; returns its process id."""
+    """Starts a command as leader of a session of its own, output to ``log``; returns its process id once it runs."""
+    begun, begin = os.pipe()
     pid = os.fork()
     if pid:
+        os.close(begin)
+        os.read(begun, 1)
+        os.close(begun)
         return pid
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -20,6 +24,7 @@ def start(arguments: list[str], log: Path) -> int:
     sys.argv[1:] = arguments
     code = 0
     try:
+        os.close(begin)
         main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -124,8 +124,15 @@ class Team:
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         asked = urllib.request.Request(f"{self.api}/{path}", data, {"content-type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=60) as answer:
-            return json.load(answer)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(asked, timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > deadline:  # a busy server says: later
+                    raise
+            time.sleep(1)
 
     def processes(self) -> list[psutil.Process]:
         """Everything that ``up`` started, and what that started."""

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import packing
@@ -33,12 +33,14 @@ def test_a_worked_example():
     assert document == [0, 0, 2]
 
 
+@settings(deadline=None)
 @given(DOCUMENTS, st.integers(2, 9))
 def test_equals_cutting_the_whole_stream(documents: list[list[int]], prompt_tokens: int):
     packed = list(pack_documents(arrays(documents), prompt_tokens=prompt_tokens, bos_id=BOS, eos_id=EOS))
     assert joined(packed) == cut(documents, prompt_tokens, [BOS], [EOS])
 
 
+@settings(deadline=None)
 @given(DOCUMENTS, st.integers(2, 9), st.booleans(), st.booleans(), st.integers(1, 5), st.integers(1, 9))
 def test_prompts_taken_now_and_then_and_resumed_from_the_carry_are_the_same(
     documents: list[list[int]], prompt_tokens: int, bos: bool, eos: bool, every: int, at_once: int
