@@ -40,6 +40,16 @@ def test_unknown_option_names_the_nearest_of_its_section():
     assert "train.autoencoder.l1_coef: unknown option; nearest: l1_coeff" in str(caught.value)
 
 
+def test_an_option_without_its_section_is_told_where_it_lies():
+    with pytest.raises(ConfigError, match=r"l1_coeff: unknown option; nearest: train\.autoencoder\.l1_coeff$"):
+        load_preset("demo", ["l1_coeff=1"])
+
+
+def test_a_value_that_is_none_is_named():
+    with pytest.raises(ConfigError, match=r"train\.autoencoder\.steps: .*, not 'many'"):
+        load_preset("demo", ["train.autoencoder.steps=many"])
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [

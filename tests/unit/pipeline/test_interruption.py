@@ -1,10 +1,12 @@
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from pipeline.interruption import EXIT_TERMINATED, deferred_interruption
+from pipeline.interruption import EXIT_TERMINATED, deferred_interruption, ending_in_a_line
+from storage.errors import InputError
 
 
 class ToldToStopError(BaseException):
@@ -56,3 +58,24 @@ def test_nothing_is_raised_where_nobody_asked():
     with deferred_interruption() as interruption:
         interruption.stop_if_asked()
     assert interruption.signal is None
+
+
+@pytest.mark.usefixtures("orchestrated")  # which puts the handler back
+@pytest.mark.parametrize(
+    ("ending", "code", "line"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), EXIT_TERMINATED, "terminated; the same command continues"),
+        (lambda: signal.raise_signal(signal.SIGINT), 130, "interrupted; the same command continues"),
+        (lambda: (_ for _ in ()).throw(InputError("no text", found="''")), 1, "no text; found ''"),
+        (lambda: Path("/no/such/place").stat(), 1, "No such file or directory; where: /no/such/place"),
+    ],
+)
+def test_a_program_ends_in_one_line_and_a_code(
+    ending: Callable[[], object], code: int, line: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended, ending_in_a_line():
+        ending()
+    assert ended.value.code == code
+    told = capsys.readouterr().err
+    assert told.startswith(f"sparsemill: {line}")
+    assert told.count("\n") == 1

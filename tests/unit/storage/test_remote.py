@@ -162,6 +162,7 @@ def test_a_remote_that_fails_says_why_and_no_secret(
 def test_what_is_no_remote_is_refused(url: str):
     with pytest.raises(ConfigError, match="the remote cannot be used") as caught:
         RemoteStore(url)
+    assert ("no such folder" in str(caught.value)) == ("no/such" in url)
     assert_no_secret(caught.value)
 
 
