@@ -66,6 +66,7 @@ clean:  ## end what `make up` started, remove the environment and Prefect's file
 
 # torch first and alone: another package's open range would pull the newest build of it.
 $(STAMP): pyproject.toml constraints.txt
+	@echo "installing some 4 GB of packages into $(VENV), once; this takes minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'

@@ -91,7 +91,11 @@ def setup(app: Sphinx) -> None:
 
 
 def _fill_in(_: Sphinx, __: str, source: list[str]) -> None:
-    source[0] = re.sub(r"<!-- generated: (\w+) -->", lambda found: GENERATED[found[1]](), source[0])
+    source[0] = re.sub(
+        r"(?:\*What follows is made[^\n]*\n\n)?<!-- generated: (\w+) -->",
+        lambda found: GENERATED[found[1]](),
+        source[0],
+    )
 
 
 def _analysis(analysis: Analysis) -> str:

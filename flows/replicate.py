@@ -1,6 +1,5 @@
 """The flow and deployment ``replicate``: every stage, and what ``make demo`` runs (``python -m flows.replicate``)."""
 
-import sys
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -8,9 +7,9 @@ from prefect import flow
 
 from flows.parameters import Count, Texts
 from flows.runs import run_chain
+from pipeline.interruption import ending_in_a_line
 from pipeline.stages import Chain
 from pipeline.summary import print_summary
-from storage.errors import SparsemillError
 
 
 @flow(name="replicate")
@@ -52,17 +51,15 @@ def main(
     overrides: Annotated[Texts, Parameter(name=["--set"], negative=())] = (),
     threads: int | None = None,
 ) -> None:
-    """Runs the flow and exits with 1 if it failed.
+    """Runs the flow; exits with 1 if it failed, with 130 after Ctrl-C and 143 after SIGTERM.
 
     Args:
         preset: a shipped preset's name, or the path of a TOML file.
         overrides: stage.field=value, on top of the preset.
         threads: CPU threads; torch's own choice by default.
     """
-    try:
+    with ending_in_a_line():
         replicate(preset, overrides, threads=threads)
-    except SparsemillError as error:
-        sys.exit(f"sparsemill: {error}")
 
 
 if __name__ == "__main__":

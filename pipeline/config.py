@@ -318,9 +318,19 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
     place = tuple(problem["loc"])
     dotted = ".".join(str(part) for part in place)
     if problem["type"] != "extra_forbidden":
-        return f"{dotted}: {problem['msg'].removeprefix('Value error, ')}"
-    fields = _fields_at(model, place[:-1])
-    return f"{dotted}: unknown option; nearest: {_nearest(str(place[-1]), fields)}"
+        given = f", not {problem['input']!r}" if isinstance(problem["input"], str | int | float) else ""
+        return f"{dotted}: {problem['msg'].removeprefix('Value error, ')}{given}"
+    name, elsewhere = str(place[-1]), [path for path in _paths(model) if path.split(".")[-1] == place[-1]]
+    near = ", ".join(elsewhere) or _nearest(name, _fields_at(model, place[:-1]))
+    return f"{dotted}: unknown option; nearest: {near}"
+
+
+def _paths(model: type[BaseModel]) -> Iterator[str]:
+    """Dotted names of all fields, sections included."""
+    for name, field in model.model_fields.items():
+        yield name
+        for section in _models_in(field.annotation):
+            yield from (f"{name}.{path}" for path in _paths(section))
 
 
 def _fields_at(model: type[BaseModel], place: Sequence[Any]) -> list[str]:

@@ -1,17 +1,45 @@
 """Ctrl-C and SIGTERM at a point of the program's choosing: a loop finishes its step, saves, and then stops."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeAlias
 
-EXIT_TERMINATED = 143
-"""Exit code after SIGTERM; after Ctrl-C it is 130 (``cli.EXIT_INTERRUPTED``)."""
+from storage.errors import SparsemillError
+
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
+"""Exit codes after an error of the work, after Ctrl-C and after SIGTERM."""
 
 
 Handlers: TypeAlias = Mapping[signal.Signals, Callable[[int, FrameType | None], Any] | int | None]
+
+
+@contextmanager
+def ending_in_a_line() -> Generator[None]:
+    """A program's whole work: an error, Ctrl-C or SIGTERM ends it with one line on stderr and an exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except SparsemillError as error:
+        print(f"sparsemill: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"sparsemill: {error.strerror}; where: {error.filename}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        print("sparsemill: interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    print("sparsemill: terminated; the same command continues where it stopped", file=sys.stderr)
+    sys.exit(EXIT_TERMINATED)
 
 
 class Interruption:

@@ -85,7 +85,8 @@ class Plain:
                 self.say(f"  {label}: {counted}, {now - began:.0f} s{rest}  {note}".rstrip())
 
         yield advance
-        self.say(f"  {label}: {_amount(done_units, unit)} in {time.monotonic() - began:.1f} s")
+        of_all = "" if done_units >= total else f" of {_amount(total, unit)}"
+        self.say(f"  {label}: {_amount(done_units, unit)}{of_all} in {time.monotonic() - began:.1f} s")
 
     def say(self, message: str) -> None:
         """See ``Reporter``."""
@@ -125,7 +126,8 @@ def _amount(units: int, unit: str) -> str:
 
 
 def _time_left(done: int, left: int, seconds: float) -> str:
-    return f", about {seconds / done * left:.0f} s left" if done > 0 and left > 0 else ""
+    # Not before a hundredth is done: the first units wait for compilers and for fresh memory.
+    return f", about {seconds / done * left:.0f} s left" if 100 * done >= done + left > done else ""
 
 
 def for_stderr() -> Reporter:

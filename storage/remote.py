@@ -79,10 +79,11 @@ class RemoteStore:
         try:
             self._store = from_url(url, **_options(url))
         except (BaseError, OSError, ValueError) as error:
+            missing = self._folder is not None and not self._folder.exists()
             raise ConfigError(
                 "the remote cannot be used",
                 where=self.shown,
-                found=_reason(error),
+                found="no such folder" if missing else _reason(error),
                 expected="s3://, gs://, az://, https://, http://, file://, or an existing folder",
             ) from None
 

@@ -96,5 +96,5 @@ def choose(analyses: Mapping[str, Analysis], names: tuple[str, ...]) -> list[Ana
     for name in names:
         if name not in analyses:
             near = get_close_matches(name, analyses, n=3, cutoff=0.4) or list(analyses)
-            raise ConfigError("no such analysis", found=name, expected=", ".join(near))
+            raise ConfigError("no such analysis", found=name, expected=f"nearest: {', '.join(near)}")
     return [analysis for name, analysis in analyses.items() if name in names]

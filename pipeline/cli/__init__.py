@@ -6,11 +6,8 @@ stopped).
 """
 
 import json
-import signal
 import sys
-import threading
 from importlib.metadata import version
-from types import FrameType
 from typing import Annotated
 
 from cyclopts import App, Group, Parameter
@@ -37,11 +34,8 @@ from pipeline.cli.report import report
 from pipeline.cli.sharing import explain, pull, push
 from pipeline.cli.study import study
 from pipeline.config import load_preset, preset_names
-from pipeline.interruption import EXIT_TERMINATED
+from pipeline.interruption import EXIT_ERROR, ending_in_a_line
 from pipeline.training import AUTOENCODER_STAGES
-from storage.errors import SparsemillError
-
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 app = App(
     name="sparsemill",
@@ -241,25 +235,7 @@ app.command(export, group=SHARE)
 app.command(import_checkpoint, name="import", group=SHARE)
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    print("sparsemill: terminated; the same command continues where it stopped", file=sys.stderr)
-    sys.exit(EXIT_TERMINATED)
-
-
 def main() -> None:
     """Entry point of ``sparsemill``: turns errors and signals into one line and an exit code."""
-    try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _terminate)
+    with ending_in_a_line():
         app()
-    except SparsemillError as error:
-        print(f"sparsemill: {error}", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"sparsemill: {error.strerror}; where: {error.filename}", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt:
-        print("sparsemill: interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)

@@ -24,7 +24,9 @@ _COMMON = Group.create_ordered("Which run, and where (the same for all commands 
 
 Set = Annotated[
     tuple[str, ...],
-    Parameter(name="--set", negative=(), help="stage.field=value, on top of the preset; may be repeated"),
+    Parameter(
+        name="--set", negative=(), show_default=False, help="stage.field=value, on top of the preset; may be repeated"
+    ),
 ]
 Threads = Annotated[int | None, Parameter(help="CPU threads; torch's own choice by default")]
 Home = Annotated[Path | None, Parameter(help="the artifact store; SPARSEMILL_HOME by default, else ./artifacts")]
