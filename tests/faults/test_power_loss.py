@@ -226,6 +226,28 @@ def test_killed_at_any_change_then_done_then_out_of_power_all_of_it_stays(act: C
         assert store.verify(store.open(spec_of(1).id)) == []
 
 
+@pytest.mark.parametrize("chance", range(3))
+def test_a_unit_that_was_finished_is_not_computed_again_after_a_power_cut(chance: int, tmp_path: Path):
+    (tmp_path / "before").mkdir()
+    disk = CrashDisk(tmp_path / "before")
+
+    def first_unit_then_dark(staging: Staging) -> Result:
+        staging.write_bytes("w0/a", b"the work of hours")
+        staging.finish("w0", ["w0/a"])
+        raise Stopped
+
+    def found(staging: Staging) -> Result:
+        assert list(staging.finished) == ["w0"]
+        return Result({})
+
+    with disk.behind_os(), pytest.raises(Stopped):
+        ArtifactStore(disk.root).make(spec_of(1), first_unit_then_dark, provenance={})
+    CUTS["power"] += 1
+    after = disk.cut_power(tmp_path / "after", random.Random(chance), 0.0)
+    made = ArtifactStore(after.root).make(spec_of(1), found, provenance={}).artifact
+    assert (made.folder / "w0/a").read_bytes() == b"the work of hours"
+
+
 def test_power_has_failed_often_enough_for_this_to_mean_something():
     assert CUTS["power"] > (2000 if LONG else 200)
     assert CUTS["kills"] > (1000 if LONG else 50)
