@@ -51,7 +51,7 @@ from storage.errors import SparsemillError, TrainingDiverged, UnsupportedFormat
 from storage.prefetch import Prefetched
 from storage.reader import BatchOrder, ReadState, ShardReader
 
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 AUTOENCODER_STAGES = ("train", "import")
 """Stages whose artifacts hold an autoencoder: trained here, or read from another program's checkpoint."""
 WEIGHTS = "autoencoder.safetensors"
@@ -313,7 +313,7 @@ class _Training:
         evaluated = last or metrics.step % self._config.evaluate_every_steps == 0
         if evaluated or metrics.step % self._config.log_every_steps == 0:
             below = window.fractions_below((1e-6, 1e-5, 1e-4))
-            entry = asdict(metrics) | {"resampled": 0 if metrics.resampled is None else len(metrics.resampled.features)}
+            entry = asdict(metrics) | {"resampled": progress.resampled_since_the_last_row()}
             entry |= {"density_rows": window.rows, "dead_fraction": window.dead_fraction()}
             entry |= dict(zip(("below_1e-6", "below_1e-5", "below_1e-4"), below, strict=True))
             entry |= {"loss_recovered": evaluate(trainer.autoencoder.to("cpu")) if evaluated else None}

@@ -61,7 +61,8 @@ class Questions:
             staging.write_bytes("nothing", b"")
             return Result(stats)
 
-        version = {"tokenize": tokens.OUTPUT_VERSION, "harvest": harvest.OUTPUT_VERSION}.get(stage, 1)
+        modules = {"tokenize": tokens, "harvest": harvest, "train": training}
+        version = modules[stage].OUTPUT_VERSION if stage in modules else 1
         spec = Spec(stage, version, config, {role: parent.as_parent() for role, parent in parents.items()})
         return self.workspace.store.make(spec, produce, provenance={}).artifact
 
