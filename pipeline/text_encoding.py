@@ -15,7 +15,6 @@ counted.
 import os
 import platform
 import re
-from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +33,7 @@ from storage.fingerprint import Json
 
 PIECE_CHARACTERS = 1 << 18
 MOST_AHEAD_CHARACTERS = 1 << 22  # half a second of one core: what is encoded while a round is written
+_CHARACTERS_A_CALL = 1 << 17
 _BLOCK_IDS = 1 << 23  # 32 MiB, which goes back to the system when let go, as small arrays among others do not
 _CONTEXT = 256
 _CUT = re.compile(r"(?<=\S)(?=\s\S)")
@@ -218,9 +218,26 @@ class TextEncoder:
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
-    """Ids of each text; one text at a time, as what ``tokenizers`` holds meanwhile is many times its size."""
-    encodings = (tokenizer.encode_batch_fast([text], add_special_tokens=False)[0] for text in texts)
-    return [np.frombuffer(array("i", encoding.ids), np.int32) for encoding in encodings]
+    """Ids of each text; not too many in a call, as what ``tokenizers`` holds meanwhile is many times their size."""
+    ids: list[Ids] = []
+    for together in _groups(texts, _CHARACTERS_A_CALL):
+        encodings = tokenizer.encode_batch_fast(together, add_special_tokens=False)
+        ids += [np.fromiter(encoding.ids, np.int32, len(encoding)) for encoding in encodings]
+    return ids
+
+
+def _groups(texts: Sequence[str], size: int) -> Iterator[list[str]]:
+    """The texts in groups of so many characters or, by the last of each, more."""
+    group: list[str] = []
+    characters = 0
+    for text in texts:
+        group.append(text)
+        characters += len(text)
+        if characters >= size:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 def without_additions(tokenizer: Tokenizer) -> Tokenizer:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,6 +27,7 @@ _CODECS = {".gz": "gzip", ".zst": "zstd"}
 _BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 _BUFFER_BYTES = 1 << 20
 _INFLATED_BYTES = 1 << 12  # at a time: what came before a break in the last of them is lost with it
+_LONG_LINE_BYTES = 1 << 20
 _ROWS_AT_ONCE = 64  # made Python objects together
 
 Read = Callable[[Path, str, int], Iterator[tuple[int, Any]]]
@@ -68,18 +70,38 @@ def _json_lines(path: Path, field: str, first: int) -> Iterator[tuple[int, Any]]
 
 def _json_value(box: list[bytes], field: str) -> Any:
     """What a field of a line holds; the line is taken out of its box."""
+    row = _parsed(box)
+    if isinstance(row, Flaw):
+        return row
+    if not isinstance(row, dict):
+        return Flaw("malformed line", type(row).__name__, "a JSON object a line")
+    values = cast("dict[str, Any]", row)
+    return values[field] if field in values else Flaw("missing field", ", ".join(values)[:80], field)
+
+
+def _parsed(box: list[bytes]) -> Any:
+    """A line's value, or the flaw that keeps it from having one.
+
+    By ``orjson``, which takes a seventh of the time; the standard library says what a line is that it refuses, and has
+    the long ones, of which it holds one copy fewer.
+    """
+    if len(box[0]) <= _LONG_LINE_BYTES:
+        try:
+            return orjson.loads(box[0])
+        except orjson.JSONDecodeError:
+            pass
+    return _parsed_plainly(box)
+
+
+def _parsed_plainly(box: list[bytes]) -> Any:
     try:
         text = box.pop().decode()
     except UnicodeDecodeError as error:
         return Flaw("invalid UTF-8", str(error))
     try:
-        row = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         return Flaw("malformed line", str(error), "a JSON object a line")
-    if not isinstance(row, dict):
-        return Flaw("malformed line", type(row).__name__, "a JSON object a line")
-    values = cast("dict[str, Any]", row)
-    return values[field] if field in values else Flaw("missing field", ", ".join(values)[:80], field)
 
 
 def _parquet(path: Path, field: str, first: int) -> Iterator[tuple[int, Any]]:
