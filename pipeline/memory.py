@@ -101,8 +101,8 @@ def training_needs(
     later = {
         "shuffling pools": pool_bytes,
         "batches": 4 * _BATCHES * sae.batch_rows * d_in,
-        # The state is copied, then laid out as a file's bytes.
-        "a checkpoint being written": 2 * state_bytes(config, d_in),
+        # The state and the densities so far are copied, then laid out as a file's bytes.
+        "a checkpoint being written": 2 * (state_bytes(config, d_in) + density_bytes(config)),
     }
     # Given back before what comes later is taken: counts where it is more.
     start = START_ROWS * (8 * d_in + row_bytes) + (4 * FEATURE_BLOCK * START_ROWS if sae.target_l0 else 0)
@@ -110,6 +110,7 @@ def training_needs(
         **later,
         "starting sample, beyond these": max(0, start - sum(later.values())),
         "weights and Adam's moments": state_bytes(config, d_in),
+        "densities of features": density_bytes(config),
         "a step": _step_bytes(config, d_in),
         "evaluation": _LOGITS * 4 * MICRO_BATCH_PROMPTS * prompt_tokens * d_vocab,
         "compiled kernels": 0 if sae.engine == "dense" else _KERNEL_BYTES,
@@ -127,6 +128,12 @@ def state_bytes(config: TrainConfig, d_in: int) -> int:
     d_sae = config.autoencoder.d_sae
     candidates = 4 * d_in * d_sae if config.autoencoder.resampling.scheme == "anthropic" else 0
     return 3 * weight_bytes(config, d_in) + 4 * d_in + 3 * 8 * d_sae + candidates
+
+
+def density_bytes(config: TrainConfig) -> int:
+    """Size of a training's firing counts, int64, of all its windows: gathered in memory, and in every checkpoint."""
+    sae = config.autoencoder
+    return sae.steps * sae.batch_rows // sae.density_window_rows * 8 * sae.d_sae
 
 
 def require_memory(
@@ -244,7 +251,7 @@ def _step_bytes(config: TrainConfig, d_in: int) -> int:
     if sae.engine == "sparse" or (sae.engine == "auto" and sae.b_enc_init == "calibrated"):
         # A bfloat16 copy of the encoder, three arrays of the batch's rows, and active entries (a hundredth of d_sae).
         return 2 * d_in * sae.d_sae + 3 * 4 * sae.batch_rows * d_in + 12 * sae.batch_rows * sae.d_sae // 100
-    # Autograd keeps three arrays of features, and gradients of every weight.
+    # The dense step keeps three arrays of features, and makes gradients of every weight.
     return weight_bytes(config, d_in) + 4 * sae.batch_rows * (3 * sae.d_sae + 3 * d_in)
 
 

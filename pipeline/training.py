@@ -150,6 +150,7 @@ class _Training:
         self.ranks = ranks()
         self._device = own_device(workspace.runtime.device)
         self.under_way = False
+        self._pace: dict[str, float] = {}
         self._write_scalars: Write = scalar_writer(None, "")
 
     def follow(self) -> Made:
@@ -185,7 +186,7 @@ class _Training:
             names = [WEIGHTS, SETTINGS, LOG, RESAMPLINGS, DENSITIES]
             staging.finish(_RESULT, names if self._directions is None else [*names, DIRECTIONS], stats)
         checkpoints.clear()  # only now: until the result is journalled, they are all there is
-        return Result(staging.finished[_RESULT])
+        return Result(staging.finished[_RESULT], {**self._pace})
 
     def _source(self) -> ShardReader | ShuffledBatches:
         if self._config.source == "store":
@@ -234,13 +235,13 @@ class _Training:
                 asked = time.monotonic()
                 batch = next(batches)
                 waited += time.monotonic() - asked
-                metrics = self._step(trainer, batch, checkpoints)
+                metrics = self._step(trainer, batch, progress, checkpoints)
                 progress.reader = batch.state
                 rows += metrics.rows
                 seconds = time.monotonic() - began
-                pace = {"rows_per_second": rows / seconds, "waiting_for_rows": waited / seconds}
-                self._record(progress, trainer, metrics, evaluate, pace)
-                advance(note=_note(metrics, pace))
+                self._pace = {"rows_per_second": rows / seconds, "waiting_for_rows": waited / seconds}
+                self._record(progress, trainer, metrics, evaluate)
+                advance(note=_note(metrics, progress, self._pace))
                 stop = self.ranks.any(interruption.signal is not None)
                 if stop or time.monotonic() - saved > self._workspace.runtime.checkpoint_seconds:
                     checkpoints.save(trainer, progress)
@@ -285,22 +286,22 @@ class _Training:
                 remedy="go on with the version that wrote it, or remove its folder in .staging and begin anew",
             ) from error  # fmt: skip
 
-    def _step(self, trainer: Trainer, batch: TorchBatch, checkpoints: Checkpoints) -> StepMetrics:
+    def _step(self, trainer: Trainer, batch: TorchBatch, progress: Progress, checkpoints: Checkpoints) -> StepMetrics:
         try:
             return trainer.step(batch.rows)
         except Diverged as error:
             places = zip(batch.prompt[:8].tolist(), batch.position[:8].tolist(), strict=True)
             tokens = ", ".join(f"{prompt}:{position}" for prompt, position in places)
+            at = progress.reader  # which names all rows of the batch, whatever the ranks
             raise TrainingDiverged(
                 "the training loss is not finite",
-                where=f"step {trainer.steps_taken + 1}, {len(batch.rows)} rows (prompt:position) {tokens}, ...",
+                where=f"step {trainer.steps_taken + 1}, the reader's epoch {at.epoch}, batch {at.batch}: "
+                f"{len(batch.rows)} rows (prompt:position) {tokens}, ...",
                 found=str(error),
                 remedy=f"lower the learning rate; the newest checkpoint is {checkpoints.label()}",
             ) from error
 
-    def _record(
-        self, progress: Progress, trainer: Trainer, metrics: StepMetrics, evaluate: Evaluate, pace: Mapping[str, float]
-    ) -> None:
+    def _record(self, progress: Progress, trainer: Trainer, metrics: StepMetrics, evaluate: Evaluate) -> None:
         window = trainer.density_window()
         if metrics.rows_seen - progress.window_start >= self._config.autoencoder.density_window_rows:
             progress.window_start = metrics.rows_seen
@@ -318,7 +319,7 @@ class _Training:
             entry |= dict(zip(("below_1e-6", "below_1e-5", "below_1e-4"), below, strict=True))
             entry |= {"loss_recovered": evaluate(trainer.autoencoder.to("cpu")) if evaluated else None}
             progress.log.append(entry)
-            self._write_scalars({**entry, **pace})  # the clock's figures for those who look on: none is in the log
+            self._write_scalars({**entry, **self._pace})  # the clock's figures for those who look on: none is logged
 
     def _evaluation(self) -> Evaluate:
         table = self._tokens()
@@ -349,6 +350,13 @@ class _Training:
         return sizes | {name: last[name] for name in kept}
 
 
-def _note(metrics: StepMetrics, pace: Mapping[str, float]) -> str:
+def _note(metrics: StepMetrics, progress: Progress, pace: Mapping[str, float]) -> str:
+    """What is shown beside the bar: of this step, and of the last rows of the log that have it."""
+    shown = [f"L0 {metrics.l0:.1f}", f"explained {metrics.fve:.3f}"]
+    if progress.log:
+        shown.append(f"dead {progress.log[-1]['dead_fraction']:.1%}")
+    recovered = progress.last_loss_recovered()
+    if recovered is not None:
+        shown.append(f"recovered {recovered:.1%}")
     speed = f"{pace['rows_per_second']:,.0f} rows/s, {pace['waiting_for_rows']:.0%} waiting for rows"
-    return f"L0 {metrics.l0:.1f}  explained {metrics.fve:.3f}  {speed}"
+    return "  ".join([*shown, speed])

@@ -52,6 +52,16 @@ class Progress:
     window_start: int = 0
     worlds: list[int] = field(default_factory=list[int])
 
+    def resampled_since_the_last_row(self) -> int:
+        """Features resampled after the step that the log's last row is of; at first, since the start."""
+        last = self.log[-1]["step"] if self.log else 0
+        return sum(len(event["features"]) for event in self.resamplings if event["step"] > last)
+
+    def last_loss_recovered(self) -> float | None:
+        """Of the newest row of the log that has it; None before the first evaluation."""
+        measured = (row["loss_recovered"] for row in reversed(self.log))
+        return next((recovered for recovered in measured if recovered is not None), None)
+
 
 class Checkpoints:
     """The newest two states of a run, as units of its staging folder; cleared before the artifact is committed."""

@@ -189,7 +189,10 @@ class TrainerConfig(_Frozen):
     """``dense`` multiplies matrices; ``sparse`` visits active entries only; ``auto`` follows the previous step's L0."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the dense engine's matrix products. Weights, Adam and the sparse engine's results are float32 always."""
+    """Of matrix products: ``bfloat16`` rounds their factors and results, and asks for engine ``dense``.
+
+    Sparse steps, weights and Adam are float32 always; ``auto`` chooses by L0 alone, so that none of its steps rounds.
+    """
 
     dense_above_l0: PositiveFloat | None = None
     """``auto`` takes a dense step where the previous step's L0 was above this; None: a fixed share of d_sae."""
@@ -203,8 +206,10 @@ class TrainerConfig(_Frozen):
             raise ValueError("target_l0 belongs to b_enc_init='calibrated', and is required by it")
         if self.tie_weights and self.init != "tied":
             raise ValueError("tie_weights asks for init='tied'")
-        if self.precision == "bfloat16" and self.engine == "sparse":
-            raise ValueError("precision='bfloat16' is the dense engine's; the sparse one is float32")
+        if self.precision == "bfloat16" and self.engine != "dense":
+            raise ValueError(
+                f"precision='bfloat16' asks for engine='dense', not {self.engine!r}: sparse steps are float32"
+            )
         if self.target_l0 is not None and self.target_l0 >= self.d_sae:
             raise ValueError(f"target_l0 {self.target_l0} must be below d_sae {self.d_sae}")
         if max(self.betas) >= 1:

@@ -81,8 +81,10 @@ class Resampler:
             features = self.select()
             if isinstance(scheme, ReinitResampling):
                 self._reinitialise(scheme, step, features, weights, moments)
+            elif self.state.candidates is None:  # no row of the sample had a loss: there is nothing to restart at
+                features = features[:0]
             else:
-                self._restart_at_inputs(scheme, features, weights, moments)
+                self._restart_at_inputs(scheme, features, self.state.candidates[features], weights, moments)
             if self.config.tie_weights:
                 self._tie(features, weights, moments)
             event = ResamplingEvent(step, scheme.scheme, tuple(features.tolist()), self.state.rows)
@@ -160,11 +162,8 @@ class Resampler:
             _zero_moments(moments, features)
 
     def _restart_at_inputs(
-        self, scheme: AnthropicResampling, features: Tensor, weights: Weights, moments: Moments
+        self, scheme: AnthropicResampling, features: Tensor, inputs: Tensor, weights: Weights, moments: Moments
     ) -> None:
-        if self.state.candidates is None:
-            return
-        inputs = self.state.candidates[features]
         directions = unit_rows(inputs - weights.b_dec if scheme.centre_inputs else inputs)
         live = self.state.counts > 0
         norm = weights.enc[live].norm(dim=1).mean() if bool(live.any()) else weights.enc.norm(dim=1).mean()

@@ -3,8 +3,9 @@
 A window of random prompts goes through the preset's model (``WindowHarvester``); shards of the run's true size are
 written, hashed and made durable on the store's file system; then both at once, bytes in step, as a harvest does it:
 its rate is the measured one of both together, so cores and memory that they share are accounted for. Shards of such
-rows are then read by the real reader while the real trainer steps, its biases calibrated to the L0 that a run is
-expected to have, since a step's cost follows L0. Everything is written in one temporary folder that is removed.
+rows are then read by the real reader while the real trainer steps, on the run's device, its biases calibrated to the L0
+that a run is expected to have, since a step's cost follows L0. Everything is written in one temporary folder that is
+removed.
 
 What this does not see: other load that comes or goes, a disk's cache that a long run outruns, a clock that heat lowers,
 texts' tokens (a pass costs the same; activations differ), an L0 that ends elsewhere, steps taken dense at the start of
@@ -26,9 +27,11 @@ import torch
 
 from pipeline.language_model import LanguageModel
 from pipeline.memory import size
+from pipeline.parallel import own_device
 from pipeline.planning.sizes import Figures, RunPlan, Subject
 from pipeline.progress import Quiet
 from pipeline.tokens import TokenTable
+from pipeline.torch_batches import to_device
 from pipeline.windows import Window, WindowHarvester, single_threaded
 from pipeline.workspace import Workspace
 from sae.config import TrainerConfig
@@ -114,7 +117,7 @@ def calibrate(subject: Subject, model: LanguageModel, workspace: Workspace, *, c
         _forget(reader.folder, cached=cached)
         step, l0, engine, steps = _step_time(subject, reader, sample.rows, workspace)
     if subject.preset.train.source == "live":
-        step += subject.preset.train.autoencoder.batch_rows / compute  # forward passes and steps share the cores
+        step += subject.preset.train.autoencoder.batch_rows / compute  # forward passes and steps share the device
     return Calibration(
         compute_rows_per_second=compute,
         write_bytes_per_second=write,
@@ -268,7 +271,8 @@ def _step_time(
     subject: Subject, reader: ShardReader, rows: Floats, workspace: Workspace
 ) -> tuple[float, float, str, int]:
     """Seconds of a step with its reading, mean L0, engine, and the number of steps timed."""
-    sample = torch.from_numpy(rows)
+    device = own_device(workspace.runtime.device)
+    sample = torch.from_numpy(rows).to(device)
     trainer = Trainer.start(
         _at_expected_l0(subject.preset.train.autoencoder),
         reader.d_in,
@@ -278,15 +282,16 @@ def _step_time(
     )
     l0: list[float] = []
     engine, began = "", 0.0
-    with reader.batches(subject.order) as batches:
+    with reader.batches(subject.order) as read:
+        batches = to_device(read, device)
         while len(l0) < _MIN_STEPS or (time.monotonic() - began < _PHASE_SECONDS and len(l0) < _MAX_STEPS):
             if trainer.steps_taken == _WARM_STEPS:
-                began = time.monotonic()
-            metrics = trainer.step(torch.from_numpy(next(batches).rows))
+                began = _time_when_done(device)
+            metrics = trainer.step(next(batches).rows)
             if metrics.step > _WARM_STEPS:
                 l0.append(metrics.l0)
                 engine = metrics.engine
-        seconds = (time.monotonic() - began) / len(l0)
+        seconds = (_time_when_done(device) - began) / len(l0)
     mean = sum(l0) / len(l0)
     workspace.reporter.say(f"  step with reading: {seconds:.3f} s (L0 {mean:.0f}, {engine} engine, {len(l0)} steps)")
     return seconds, mean, engine, len(l0)
@@ -296,6 +301,12 @@ def _at_expected_l0(config: TrainerConfig) -> TrainerConfig:
     """The same training at the L0 that most of its steps will have, and kept there: it learns next to nothing."""
     target = config.target_l0 or min(EXPECTED_L0, config.d_sae / 4)
     return config.model_copy(update={"b_enc_init": "calibrated", "target_l0": target, "learning_rate": 1e-12})
+
+
+def _time_when_done(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import Preset
 from pipeline.live import LiveChunks, PromptChunks
-from pipeline.memory import Needs, harvest_needs, state_bytes, training_needs, weight_bytes
+from pipeline.memory import Needs, density_bytes, harvest_needs, state_bytes, training_needs, weight_bytes
 from pipeline.statistics import Moments
 from pipeline.windows import file_names
 from storage.batches import ShuffledBatches
@@ -31,7 +31,6 @@ from storage.shuffle import window_places
 from storage.zarr_files import group_metadata
 
 _TOKEN_BYTES, _PROMPT_BYTES = 4, 6  # of a tokens artifact: int32; source int16 and document int32
-_COUNT_BYTES = 8
 _CHECKPOINTS = 3  # the newest two, and the one being written
 _MANIFEST_AND_RUN = 2
 
@@ -283,12 +282,11 @@ class Subject:
 
     def _training(self) -> TrainingPlan:
         train, d_in = self.preset.train, self.layouts[0].d_in
-        sae = train.autoencoder
-        densities = sae.steps * sae.batch_rows // sae.density_window_rows * _COUNT_BYTES * sae.d_sae
+        densities = density_bytes(train)
         kept = weight_bytes(train, d_in) + densities
         return TrainingPlan(
             source=train.source,
-            steps=sae.steps,
+            steps=train.autoencoder.steps,
             passes=self._passes,
             bytes=kept,
             working_bytes=_CHECKPOINTS * (state_bytes(train, d_in) + densities) + kept,

@@ -19,8 +19,9 @@ from sae.config import TrainerConfig
 from sae.trainer import Trainer
 
 torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo")
 config, out, first, last, start = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+rank, world = int(sys.argv[6]), int(sys.argv[7])
+torch.distributed.init_process_group("gloo", init_method=f"file://{out}.meeting", rank=rank, world_size=world)
 group = Group()
 config = TrainerConfig.model_validate(config)
 
@@ -53,13 +54,17 @@ REINIT = {"scheme": "reinit", "interval_steps": 15, "window_rows": 320, "thresho
 def train(world: int, config: str, out: Path, first: int, last: int, start: str = "-") -> None:
     script = out.with_name("run.py")
     script.write_text(RUN)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world),
-        str(script), config, str(out), str(first), str(last), start,
-    ]  # fmt: skip
+    command = [sys.executable, str(script), config, str(out), str(first), str(last), start]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(world)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(world)
+    ]
+    for rank in ranks:
+        _, said = rank.communicate(timeout=180)
+        assert rank.returncode == 0, said
 
 
 @pytest.mark.parametrize(("engine", "resampling"), [("sparse", ANTHROPIC), ("dense", REINIT)])
@@ -79,14 +84,19 @@ def test_two_ranks_train_as_one_and_checkpoints_move_between_them(
     train(2, config, tmp_path / "half", 1, 22)
     train(2, config, tmp_path / "two", 23, 40, str(tmp_path / "half-1"))
     train(1, config, tmp_path / "moved", 23, 40, str(tmp_path / "half-0"))
+    train(1, config, tmp_path / "alone", 1, 22)
+    train(2, config, tmp_path / "joined", 23, 40, str(tmp_path / "alone-0"))
     one = load_file(tmp_path / "one-0.safetensors")
     ranks = [load_file(tmp_path / f"two-{rank}.safetensors") for rank in range(2)]
     for name, tensor in one.items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
-        for other in (ranks[0], load_file(tmp_path / "moved-0.safetensors")):
+        for other in (ranks[0], *(load_file(tmp_path / f"{name}-0.safetensors") for name in ("moved", "joined"))):
             torch.testing.assert_close(tensor.double(), other[name].double(), rtol=1e-3, atol=2e-4, msg=name)
-    logs = {name: json.loads((tmp_path / f"{name}.log").read_text()) for name in ("one-0", "half-0", "two-0", "two-1")}
+    names = ("one-0", "half-0", "two-0", "two-1", "joined-0", "joined-1")
+    logs = {name: json.loads((tmp_path / f"{name}.log").read_text()) for name in names}
     assert logs["two-0"] == logs["two-1"]
+    assert logs["joined-0"] == logs["joined-1"]
+    assert [line[5] for line in logs["joined-0"]] == [line[5] for line in logs["two-0"]]
     together = logs["half-0"] + logs["two-0"]
     assert [line[0] for line in together] == [line[0] for line in logs["one-0"]]
     assert [line[5] for line in together] == [line[5] for line in logs["one-0"]]

@@ -8,7 +8,8 @@ import pytest
 from pipeline import training
 from pipeline.analysis.result import AnalysisResult
 from pipeline.analyzing import load_result
-from pipeline.config import Runtime, load_preset
+from pipeline.config import Runtime, TrainConfig, load_preset
+from pipeline.memory import density_bytes
 from pipeline.progress import Quiet
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace
@@ -17,7 +18,7 @@ from storage.artifact import Artifact
 SETTINGS = (
     "train.autoencoder.steps=50",
     "train.autoencoder.resampling.scheme=reinit",
-    "train.autoencoder.resampling.interval_steps=20",
+    "train.autoencoder.resampling.interval_steps=17",  # between two rows of the log, one every ten steps
     "train.autoencoder.resampling.window_rows=2560",
     "train.autoencoder.resampling.threshold=0.5",
     "train.autoencoder.resampling.exempt_fraction=0.25",
@@ -41,9 +42,15 @@ def test_dynamics_are_those_that_the_training_logged(sae_and_results: tuple[Arti
     found, log = training.training_densities(sae), training.training_log(sae)
     numbers = results["training_dynamics"].numbers
     assert numbers["n_windows"] == 50 * 256 // 4096 == len(found.rows)
+    assert found.counts.nbytes == density_bytes(TrainConfig.model_validate(training.settings(sae)["config"]))
     assert numbers["n_resamplings"] == 2
-    assert [event.step for event in found.resamplings] == [20, 40]
-    assert numbers["n_resampled"] == sum(log["resampled"].to_pylist()) > 0
+    assert [event.step for event in found.resamplings] == [17, 34]
+    first, second = (len(event.features) for event in found.resamplings)
+    assert first > 0
+    assert dict(zip(log["step"].to_pylist(), log["resampled"].to_pylist(), strict=True)) == {
+        10: 0, 20: first, 30: 0, 40: second, 50: 0,
+    }  # fmt: skip
+    assert numbers["n_resampled"] == first + second
     assert numbers["n_followed"] == found.exempt.sum() == 16
     assert not set(np.flatnonzero(found.exempt)) & {one for event in found.resamplings for one in event.features}
     assert results["training_dynamics"].tables["windows"]["tokens"].to_pylist() == [4096, 8192, 12288]

@@ -1,4 +1,7 @@
+import json
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +11,14 @@ from safetensors.torch import load_file
 
 from pipeline import language_model
 from pipeline.config import Runtime, load_preset
-from pipeline.progress import Quiet
+from pipeline.progress import Advance, Quiet
 from pipeline.stages import Chain, run_directly
 from pipeline.tokens import TokenTable
 from pipeline.training import load_autoencoder, training_log
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
 from storage.errors import TrainingDiverged
-from storage.reader import ShardReader
+from storage.reader import BatchOrder, ReadState, ShardReader
 
 
 def chain(preset: Path, root: Path, *overrides: str) -> Chain:
@@ -128,9 +131,52 @@ def test_a_diverging_training_names_the_step_its_first_rows_and_the_newest_check
     preset = load_preset(str(tiny_preset), ["train.autoencoder.learning_rate=1e25", "train.autoencoder.seed=6"])
     with pytest.raises(TrainingDiverged) as raised:
         Chain(preset, workspace, run_directly).train()
-    found = re.search(r"where: step (\d+), \d+ rows \(prompt:position\) (\d+:\d+, ){8}\.\.\.", str(raised.value))
+    found = re.search(
+        r"where: step (\d+), the reader's epoch (\d+), batch (\d+): "
+        r"256 rows \(prompt:position\) ((?:\d+:\d+, ){8})\.\.\.",
+        str(raised.value),
+    )
     assert found is not None
-    assert f"the newest checkpoint is checkpoint-{int(found[1]) - 1:09d}" in str(raised.value)
+    step, epoch, number = map(int, found.groups()[:3])
+    assert f"the newest checkpoint is checkpoint-{step - 1:09d}" in str(raised.value)
+    activations = next(stage.made.artifact for stage in finished.runs if stage.name == "harvest")
+    order = BatchOrder(preset.train.reader_seed, 256, preset.train.pool_rows, preset.train.lanes)
+    with ShardReader.of(activations).batches(order, start=ReadState(epoch, number)) as batches:
+        batch = next(batches)
+    places = zip(batch.prompt[:8].tolist(), batch.position[:8].tolist(), strict=True)
+    assert found[4] == "".join(f"{prompt}:{position}, " for prompt, position in places)
+
+
+class Notes(Quiet):
+    """Keeps what is shown beside the bar of a training."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @contextmanager
+    def track(self, label: str, total: int, unit: str, *, start: int = 0) -> Generator[Advance]:  # noqa: ARG002
+        def advance(done: int = 1, *, note: str = "") -> None:
+            if label == "train":
+                self.notes.append(note)
+
+        yield advance
+
+
+def test_a_training_shows_how_it_goes_and_its_run_file_how_fast_it_was(tiny_preset: Path, root: Path, finished: Chain):
+    assert finished.runs
+    settings = ["train.autoencoder.seed=7", "train.autoencoder.steps=21"]  # the last step is evaluated, too
+    reporter = Notes()
+    workspace = Workspace.open(Runtime(root=root, threads=1), reporter)
+    sae = Chain(load_preset(str(tiny_preset), settings), workspace, run_directly).train()
+    fit, speed = r"L0 [\d.]+  explained [\d.-]+  ", r"[\d,]+ rows/s, \d+% waiting for rows"
+    assert len(reporter.notes) == 21
+    assert re.fullmatch(fit + speed, reporter.notes[0])
+    assert re.fullmatch(fit + r"dead [\d.]+%  " + speed, reporter.notes[18])
+    assert re.fullmatch(fit + r"dead [\d.]+%  recovered [\d.-]+%  " + speed, reporter.notes[20])
+    run = json.loads((sae.folder / "run.json").read_text())
+    assert run["rows_per_second"] > 0
+    assert 0 <= run["waiting_for_rows"] <= 1
+    assert "rows_per_second" not in sae.stats
 
 
 def test_a_training_writes_tensorboard_events_under_its_id_and_a_found_one_none(

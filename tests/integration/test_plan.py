@@ -2,18 +2,23 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.config import Runtime, load_preset
+from pipeline.planning import calibration
 from pipeline.planning.plan import Plan, plan
 from pipeline.planning.table import print_plan
 from pipeline.progress import Quiet
 from pipeline.stages import Chain, run_directly
+from pipeline.torch_batches import TorchBatch, to_device
 from pipeline.training import DENSITIES, WEIGHTS
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
+from storage.batches import Batch
 from storage.errors import MemoryBudgetExceeded, StorageFull, UnknownHook
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +118,28 @@ def test_a_calibration_measures_times_and_leaves_nothing(tiny_preset: Path, tmp_
     assert planned.full_seconds["harvest"] > planned.seconds["harvest"]
     assert rates.step_l0 == pytest.approx(16, rel=0.3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_are_timed_on_the_device_of_the_run(tiny_preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    moved: list[torch.device] = []
+
+    def own_device(name: str) -> torch.device:
+        asked.append(name)
+        return torch.device("cpu")
+
+    def watched(batches: Iterable[Batch], device: torch.device) -> Iterator[TorchBatch]:
+        for batch in to_device(batches, device):
+            moved.append(device)
+            yield batch
+
+    monkeypatch.setattr(calibration, "own_device", own_device)
+    monkeypatch.setattr(calibration, "to_device", watched)
+    monkeypatch.setattr(calibration, "_PHASE_SECONDS", 0.01)
+    planned, _ = plan(load_preset(str(tiny_preset)), workspace(tmp_path / "store"), full_tokens=FULL)
+    assert planned.calibration is not None
+    assert asked == ["cpu"]
+    assert moved == [torch.device("cpu")] * (planned.calibration.steps + calibration._WARM_STEPS)
 
 
 def test_a_full_disk_is_refused_with_the_plan_at_hand(

@@ -20,10 +20,10 @@ from sae.kernels.dense import DenseEngine
 from sae.kernels.interface import Moments, Objective, Update, Weights
 from sae.kernels.sparse_cpu import SparseEngine
 from sae.trainer import Trainer
-from tests.property.test_sae_kernels import Case, WithGradients, cases, double, reference
+from tests.property.test_sae_kernels import Case, Reference, WithGradients, cases, double, reference
 
 pytest.importorskip("triton", reason="the package triton is not installed")
-from sae.kernels import triton_screen
+from sae.kernels import triton_screen, triton_sparse
 from sae.kernels.triton_screen import Tiles
 from sae.kernels.triton_sparse import TritonEngine
 
@@ -217,6 +217,47 @@ def test_a_batch_with_a_row_of_too_many_candidates_takes_the_dense_step():
     assert all(torch.equal(one, other) for one, other in zip(there.weights, expected.weights, strict=True))
 
 
+def test_rows_wider_than_a_program_holds_take_the_dense_step(monkeypatch: pytest.MonkeyPatch):
+    there = on_device(plain_case())
+    assert TritonEngine().forward(*there) is not None
+    monkeypatch.setattr(triton_sparse, "WIDEST", 19)  # of 20
+    engine = TritonEngine()
+    assert engine.forward(*there) is None
+    for grad, expected in zip(engine.gradients(*there)[0], DenseEngine().gradients(*there)[0], strict=True):
+        assert torch.equal(grad, expected)
+
+
+def test_a_row_of_more_active_entries_than_a_block_is_listed_whole():
+    case = plain_case(count=2, d_in=40, d_sae=160, alive=9.0)  # blocks are of 128
+    engine = TritonEngine(capacity=160)
+    active = active_entries(engine, case)
+    assert active.sum(dim=1).tolist() == [160, 160]
+    truth, there = reference(case, active), on_device(case)
+    found = engine.forward(*there)
+    assert found is not None
+    (column, tokens, acts, *_), _ = found
+    assert column.tolist() == list(range(0, 321, 2))
+    assert tokens.tolist() == [0, 1] * 160
+    sae_in = case.rows - case.weights.b_dec
+    torch.testing.assert_close(acts.cpu().view(160, 2), case.weights.enc @ sae_in.T + case.weights.b_enc[:, None])
+    assert_close_to(truth, triton_sparse._write_gradients(there.weights, found[0], there.objective, engine._view))
+
+
+@pytest.mark.parametrize(("width", "depth"), [(64, 1), (64, 2), (128, 4)])  # as of rows that leave less room
+def test_any_tiling_gives_the_gradients(width: int, depth: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Tiles, "of", classmethod(lambda cls, d_in: cls(width, depth, 4)))  # noqa: ARG005
+    case, engine = plain_case(count=6, d_in=40, d_sae=10), TritonEngine()
+    active = active_entries(engine, case)
+    assert int(active.sum(dim=0).max()) > 4  # several turns of a feature's gathers
+    truth, there = reference(case, active), on_device(case)
+    assert_close_to(truth, engine.gradients(*there)[0])
+
+
+def assert_close_to(truth: Reference, grads: Weights) -> None:
+    for name, grad, expected in zip(Weights._fields, grads, truth.grads, strict=True):
+        assert float((grad.cpu().double() - expected).norm()) <= 1e-5 * float(expected.norm()), name
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter computes in numpy
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("capacity", [None, 3])
@@ -282,12 +323,14 @@ class NoDevice:
     get_current_device = get_current_stream = lambda self, *_: self.architecture
     get_current_target = lambda self: GPUTarget("cuda", self.architecture, 32)
 
-run, compiled, device = jit.JITFunction.run, set(), NoDevice()
+run, compiled, variants, device = jit.JITFunction.run, set(), set(), NoDevice()
 
 def only_compile(kernel, *arguments, grid, warmup, **settings):
     made = run(kernel, *arguments, grid=grid, warmup=True, **settings)
     assert made.asm["cubin"]
     compiled.add((device.architecture, kernel.__name__))
+    if "CONSTRAINT" in settings:
+        variants.add(tuple(int(settings[name]) for name in ("CONSTRAINT", "TIED", "BY_NORM", "PENALISED")))
 
 driver.set_active(device)
 jit.JITFunction.run = only_compile
@@ -295,14 +338,23 @@ torch.empty, torch.empty_like, torch.Tensor.new_empty = torch.zeros, torch.zeros
 
 from sae.kernels.triton_sparse import TritonEngine
 
-d_sae, d_in = 32, 2048
-w = Weights(torch.zeros(d_sae, d_in), torch.zeros(d_sae), torch.zeros(d_sae, d_in), torch.zeros(d_in))
+def step(d_in, decoder_norm="fixed", of_objective={}, **of_update):
+    w = Weights(torch.zeros(32, d_in), torch.zeros(32), torch.zeros(32, d_in), torch.zeros(d_in))
+    update = Update(1, 1e-3, (0.9, 0.99), 1e-8, decoder_norm, **of_update)
+    objective = Objective(torch.zeros(d_in), 0.1, **of_objective)
+    TritonEngine().step(w, Moments(w, w), torch.zeros(16, d_in), objective, update)
+
 for device.architecture in (80, 90):
-    for settings in (dict(), dict(tied=True, encoder_basis=torch.zeros(2, d_in)), dict(clip_norm=1.0)):
-        update = Update(1, 1e-3, (0.9, 0.99), 1e-8, "fixed", **settings)
-        TritonEngine().step(w, Moments(w, w), torch.zeros(16, d_in), Objective(torch.zeros(d_in), 0.1), update)
+    step(2048)
+    step(2048, tied=True, encoder_basis=torch.zeros(2, 2048))
+    step(2048, clip_norm=1.0)
+step(64, "as-published", dict(l1_by_decoder_norm=True))
+step(64, "renormalise-before", dict(encoder_l1=0.1, encoder_l2=0.1))
+step(64, "free", dict(l1_by_decoder_norm=True, subtract_b_dec=False, encoder_l1=0.1))
+step(64, "fixed", dict(l1_by_decoder_norm=True, encoder_l2=0.1), clip_norm=1.0)
 for architecture, name in sorted(compiled):
     print(architecture, name)
+print(sorted(variants))
 """
 
 
@@ -315,4 +367,7 @@ def test_every_kernel_compiles_for_devices_that_need_not_be_there(tmp_path: Path
     assert done.returncode == 0, done.stderr
     kernels = ["_centre_rows", "_list_candidates", "_look_at_rows"]
     kernels += ["activate", "compact", "step_features", "write_gradients"]
-    assert done.stdout.splitlines() == [f"{architecture} {name}" for architecture in (80, 90) for name in kernels]
+    *lines, variants = done.stdout.splitlines()
+    assert lines == [f"{architecture} {name}" for architecture in (80, 90) for name in kernels]
+    # Decoder norm, tied, L1 by norm, penalised: all four norms, and each of the others with and without.
+    assert variants == "[(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 1, 0), (2, 0, 0, 1), (3, 0, 1, 1)]"

@@ -8,7 +8,14 @@ import torch
 
 from pipeline import memory
 from pipeline.config import TrainConfig
-from pipeline.memory import available_bytes, require_memory, resident_bytes, state_bytes, weight_bytes
+from pipeline.memory import (
+    available_bytes,
+    require_memory,
+    resident_bytes,
+    state_bytes,
+    training_needs,
+    weight_bytes,
+)
 from sae.config import AnthropicResampling, TrainerConfig
 from sae.state import autoencoder_tensors
 from sae.trainer import Trainer
@@ -96,3 +103,14 @@ def test_a_trainers_state_has_the_size_counted(resampled: bool):
     config = TrainConfig(autoencoder=sae)
     assert sum(tensor.nbytes for tensor in trainer.state_tensors().values()) == state_bytes(config, 24)
     assert sum(t.nbytes for t in autoencoder_tensors(trainer.autoencoder).values()) == weight_bytes(config, 24)
+
+
+def test_densities_are_counted_in_memory_and_in_each_checkpoint():
+    def needs(window_rows: int) -> dict[str, int]:
+        sae = TrainerConfig(d_sae=40, l1_coeff=0.1, steps=800, batch_rows=8, density_window_rows=window_rows)
+        sizes = {"d_in": 24, "pool_bytes": 0, "row_bytes": 96, "prompt_tokens": 16, "d_vocab": 64}
+        return dict(training_needs(TrainConfig(autoencoder=sae), **sizes))
+
+    many, none = needs(16), needs(10**6)
+    assert (many["densities of features"], none["densities of features"]) == (400 * 40 * 8, 0)
+    assert many["a checkpoint being written"] - none["a checkpoint being written"] == 2 * 400 * 40 * 8

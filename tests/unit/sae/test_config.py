@@ -39,6 +39,7 @@ def test_l1_coefficient_warms_up():
         {"resampling": {"scheme": "reinit", "window_rows": 10, "interval_steps": 5, "steps": (3,)}},
         {"resampling": {"scheme": "anthropic", "window_rows": 10, "interval_steps": 5, "threshold": 1e-5}},
         {"precision": "bfloat16", "engine": "sparse"},
+        {"precision": "bfloat16", "engine": "auto"},
         {"resampling": {"scheme": "reinit", "window_rows": 10 * 32, "interval_steps": 5}},
         {"resampling": {"scheme": "anthropic", "window_rows": 4 * 32, "steps": (5, 8)}},
         {"resampling": {"scheme": "anthropic", "window_rows": 32, "sample_rows": 4 * 32, "steps": (5, 8)}},

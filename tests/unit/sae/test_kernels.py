@@ -1,6 +1,10 @@
 """Both engines against float64 autograd, torch.optim.Adam and plain constraints; hypothesis widens this elsewhere."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ from sae.kernels.interface import Engine, Forward, Moments, Objective, Stepped, 
 from sae.kernels.reference import ReferenceEngine
 from sae.kernels.screen import bfloat16_is_faster
 from sae.kernels.sparse_cpu import SparseEngine
+from tests.property.test_sae_kernels import Case, active_entries
 
 from .cases import copy_moments, double, objective, random_rows, random_weights, update, zero_moments
 
@@ -293,6 +298,47 @@ def test_the_naive_bound_would_lose_a_feature_that_the_screen_keeps():
     for bfloat16 in (True, False):
         _, forward = SparseEngine(threads=1, bfloat16=bfloat16).gradients(weights, x[None], objective(n))
         assert forward.fired.tolist() == [1]
+
+
+def test_at_full_width_the_active_entries_are_float64s_up_to_the_rounding_of_float32():
+    d_in, d_sae, count = 2048, 256, 300
+    weights, rows = random_weights(d_in, d_sae), random_rows(count, d_in)
+    sae_in = rows - weights.b_dec
+    at_zero = (torch.arange(d_sae) % count, torch.arange(d_sae))  # one row's pre-activation of each feature is nothing
+    weights = weights._replace(b_enc=-(sae_in[at_zero[0]] * weights.enc).sum(dim=1))
+    exact = sae_in.double() @ weights.enc.double().T + weights.b_enc.double()
+    sizes = sae_in.double().abs() @ weights.enc.double().abs().T
+    rounding = 2.0**-23 * (d_in + 1) * sizes + 2.0**-23 * weights.b_enc.double().abs()
+    assert bool((exact[at_zero].abs() < rounding[at_zero]).all())
+    assert 0.4 < float((exact > 0).double().mean()) < 0.6
+    found = [
+        active_entries(SparseEngine(threads=1, bfloat16=bfloat16), Case(weights, rows, objective(d_in)))
+        for bfloat16 in (True, False)
+    ]
+    assert torch.equal(*found)
+    assert not bool((found[0] & (exact < -rounding)).any())
+    assert not bool((~found[0] & (exact > rounding)).any())
+
+
+COMPILE_ONE = """
+import numpy as np
+from sae.kernels import compiled
+
+compiled.screen_rows(0, 1, np.ones((1, 4), np.float32), np.empty((1, 4), np.uint16), np.empty((3, 1), np.float32))
+stats = compiled.screen_rows.stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+
+def test_a_kernel_that_one_process_compiled_is_found_by_the_next(tmp_path: Path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}
+    counts = [
+        subprocess.run(
+            [sys.executable, "-c", COMPILE_ONE], env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert counts == [["0", "1"], ["1", "0"]]
 
 
 def test_bfloat16_copies_round_to_nearest_even_as_torch_does():

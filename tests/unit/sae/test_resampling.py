@@ -201,6 +201,31 @@ def test_new_encoders_stay_orthogonal_to_given_directions(settings: TrainerConfi
     assert float(weights.enc[3, :2].abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("settings", [reinit(), anthropic()])
+def test_new_tied_rows_are_one_matrix_orthogonal_to_given_directions(settings: TrainerConfig):
+    settings = settings.model_copy(update={"init": "tied", "tie_weights": True})
+    weights, basis = random_weights(D_IN, D_SAE), orthonormal_basis(torch.eye(D_IN)[:2], D_IN)
+    before, moments = weights.clone(), ones(weights)
+    moments.first.dec.mul_(3)
+    run(settings, firing(3, 7), weights=weights, moments=moments, basis=basis, l2=torch.ones(ROWS))
+    changed, kept = [3, 7], [i for i in range(D_SAE) if i not in (3, 7)]
+    assert torch.equal(weights.enc[changed], weights.dec[changed])
+    assert float(weights.dec[changed, :2].abs().max()) < 1e-6
+    assert float(weights.dec[changed].norm(dim=1).min()) > 0.1
+    assert torch.equal(weights.dec[kept], before.dec[kept])
+    assert torch.equal(weights.enc[kept], before.enc[kept])
+    for moment in moments:
+        assert torch.equal(moment.enc[changed], moment.dec[changed])
+
+
+def test_without_a_row_to_restart_at_anthropics_scheme_resamples_none_and_says_so():
+    weights = random_weights(D_IN, D_SAE)
+    before = weights.clone()
+    (event,) = run(anthropic(), firing(3, 7), weights=weights, moments=ones(weights))  # no row has a loss
+    assert (event.step, event.features) == (10, ())
+    assert all(torch.equal(new, old) for new, old in zip(weights, before, strict=True))
+
+
 def test_none_counts_and_changes_nothing():
     weights = random_weights(D_IN, D_SAE)
     before = weights.clone()

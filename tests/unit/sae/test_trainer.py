@@ -247,13 +247,14 @@ def test_synthetic_features_in_superposition_are_recovered():
 def test_tied_weights_stay_one_matrix_through_training_and_resampling(engine: str, scheme: str):
     resampling = {"scheme": scheme, "interval_steps": 8, "window_rows": 128}
     resampling |= {"threshold": 0.5} if scheme == "reinit" else {"sample_rows": 128}
-    trainer = start(config(engine=engine, init="tied", tie_weights=True, steps=20, resampling=resampling))
+    tied = {"init": "tied", "tie_weights": True, **RARE}  # few fire, so that some are dead
+    trainer = start(config(engine=engine, steps=20, resampling=resampling, **tied))
     resampled = 0
     for step in range(1, 18):
         metrics = trainer.step(batch(step))
         resampled += 0 if metrics.resampled is None else len(metrics.resampled.features)
         assert torch.equal(trainer.autoencoder.W_enc, trainer.autoencoder.W_dec.T)
-    assert resampled or scheme == "anthropic"
+    assert resampled
 
 
 def test_tied_weights_ask_for_a_tied_start():
