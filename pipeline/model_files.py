@@ -14,7 +14,8 @@ buffers and casts. Rejected: listing the repository first, as TransformerLens do
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -62,9 +63,10 @@ class Folder:
         path = self.path / name
         return path if path.is_file() else None
 
-    def ending(self, endings: tuple[str, ...]) -> list[Path]:
-        """The files whose names end in one of these, those with the first ending first."""
-        return [path for ending in endings for path in sorted(self.path.glob(f"*{ending}"))]
+    def ending(self, endings: tuple[str, ...]) -> Path | None:
+        """The first file whose name ends in the first of these that any does; None where there is none."""
+        first = _first_ending([path.name for path in self.path.iterdir() if path.is_file()], endings)
+        return None if first is None else self.path / first
 
 
 @dataclass(frozen=True)
@@ -83,27 +85,56 @@ class Repository:
         """A file, downloaded if need be; None where there is none of this name, or, offline, none in the cache.
 
         Raises:
-            ConfigError: no such repository or revision, or it may not be read.
+            ConfigError: no such repository or revision, it may not be read, or its file cannot be kept.
+            RemoteError: the Hub has trouble that may pass.
         """
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-        try:
+        with self._explained(name):
             return Path(hf_hub_download(self.name, name, revision=self.commit or self.revision))
-        except EntryNotFoundError:
-            return None
-        except (HfHubHTTPError, HFValidationError) as error:
-            raise ConfigError(
-                "no such repository, or no right to read it", where=str(self), found=type(error).__name__,
-                expected=_nearest(self.name), remedy="check the name, the revision and, for a gated one, your token",
-            ) from error  # fmt: skip
+        return None
 
-    def ending(self, endings: tuple[str, ...]) -> list[Path]:
-        """The files whose names end in one of these, downloaded if need be; offline, those in the cache."""
+    def ending(self, endings: tuple[str, ...]) -> Path | None:
+        """The first file whose name ends in the first of these that any does; offline, of those in the cache.
+
+        Raises:
+            ConfigError: as of ``find``.
+            RemoteError: as of ``find``.
+        """
         from huggingface_hub import snapshot_download
 
-        folder = snapshot_download(self.name, revision=self.commit, allow_patterns=[f"*{ending}" for ending in endings])
-        return Folder(Path(folder)).ending(endings)
+        from pipeline.hub_reading import names_of
+
+        with self._explained("the list of files"):
+            names = names_of(self.name, "model", self.commit or "")
+            if names is None:
+                names = [path.name for path in Path(snapshot_download(self.name, revision=self.commit)).iterdir()]
+            first = _first_ending(names, endings)
+            return None if first is None else self.find(first)
+        return None
+
+    @contextmanager
+    def _explained(self, name: str) -> Generator[None]:
+        """Ends quietly where there is no such file."""
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+        from pipeline.hub_reading import asking, reason
+
+        try:
+            with asking(f"{name} of {self}"):
+                yield
+        except EntryNotFoundError:
+            return
+        except (HfHubHTTPError, HFValidationError) as error:
+            raise ConfigError(
+                "no such repository, or no right to read it", where=str(self), found=reason(error),
+                expected=_nearest(self.name), remedy="check the name, the revision and, for a gated one, your token",
+            ) from None  # fmt: skip
+        except OSError as error:
+            raise ConfigError(
+                f"{name} did not come from the Hub", where=str(self), found=reason(error),
+                remedy="check HF_ENDPOINT, the proxy, and room and rights in the Hub cache",
+            ) from None  # fmt: skip
 
     def at_commit_of(self, file: Path) -> "Repository":
         """The repository at the commit that a file of it came from."""
@@ -157,6 +188,7 @@ class ModelFiles:
 
         Raises:
             ConfigError: there are none, or one is missing.
+            RemoteError: the Hub has trouble that may pass.
         """
         for name in _WEIGHTS[self.layout]:
             if (found := self.place.find(name)) is not None:
@@ -164,8 +196,8 @@ class ModelFiles:
             if self.layout == "transformers" and (index := self.place.find(f"{name}.index.json")) is not None:
                 shards = sorted(set(_read_json(index)["weight_map"].values()))
                 return (index, *(_need(self.place, shard) for shard in shards))
-        if self.layout == "properties" and (named := self.place.ending(_ENDINGS)):
-            return (named[0],)
+        if self.layout == "properties" and (named := self.place.ending(_ENDINGS)) is not None:
+            return (named,)
         raise ConfigError(
             "no weights are to be had", where=str(self.place),
             expected=" or ".join(_WEIGHTS[self.layout]), remedy=_remedy(self.place),
@@ -216,6 +248,7 @@ def find_files(name: str, revision: str | None = None) -> ModelFiles:
     Raises:
         ConfigError: no such model, or one of its files is missing.
         InputError: ``config.json`` does not read.
+        RemoteError: the Hub has trouble that may pass.
     """
     base, place = _place(name, revision)
     config = _need(place, _CONFIG)
@@ -285,6 +318,12 @@ def _nearest(name: str) -> str:
     known = ["demo", *HUB_NAMES, *HUB_NAMES.values()]
     known += [each for official, names in _lens_names().items() for each in (official, *names)]
     return ", ".join(dict.fromkeys(get_close_matches(name, known, n=4, cutoff=0.5))) or ", ".join(["demo", *HUB_NAMES])
+
+
+def _first_ending(names: Iterable[str], endings: tuple[str, ...]) -> str | None:
+    """The name that comes first: by its ending, then as names are sorted; what lies in folders is left out."""
+    top = sorted(name for name in names if "/" not in name)
+    return next((name for ending in endings for name in top if name.endswith(ending)), None)
 
 
 def _need(place: Folder | Repository, name: str) -> Path:

@@ -79,10 +79,9 @@ class SeenDigests:
             self._recent = set()
 
     def extend(self, digests: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
-        """Adds numbers none of which is in it."""
-        merged = np.concatenate([np.frombuffer(self._sorted, np.uint64), digests])
-        merged.sort()
-        self._sorted = array("Q", merged.tobytes())
+        """Adds numbers none of which is in it; in place, as they may be hundreds of millions."""
+        self._sorted.frombytes(digests.tobytes())
+        np.frombuffer(self._sorted, np.uint64).sort()
 
 
 class Ledger:

@@ -1,6 +1,7 @@
 """An autoencoder's artifact -> a folder that another program loads, or one to publish."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from pipeline.checkpoints.values import Provenance
 from pipeline.workspace import Workspace, facts
 from storage import atomic
 from storage.artifact import Artifact
-from storage.errors import InputError
+from storage.errors import ArtifactNotFound, InputError
 
 
 def export_autoencoder(sae: Artifact, name: str, folder: Path, workspace: Workspace) -> list[Path]:
@@ -55,10 +56,18 @@ def require_empty(folder: Path) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Writes files by their names, relative POSIX paths."""
+    """Writes files by their names, relative POSIX paths, to a new folder that is there whole or not at all.
+
+    What a killed export left beside it, in ``.NAME.partial``, is removed.
+    """
+    folder = folder.absolute()
+    partial = folder.with_name(f".{folder.name}.partial")
+    atomic.remove_tree(partial)
     for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_file(folder / name, [data])
+        atomic.make_folder((partial / name).parent)
+        atomic.write_file(partial / name, [data])
+    atomic.sync_files([partial / name for name in files], top=partial)
+    atomic.rename(partial, folder)
     return [folder / name for name in files]
 
 
@@ -78,7 +87,15 @@ def _provenance(sae: Artifact, density: Artifact | None, workspace: Workspace) -
         config=said["config"],
         train_tokens=rows,
         densities=None if density is None else _densities(density),
+        bos=_begins_with_bos(activations, workspace),
     )
+
+
+def _begins_with_bos(activations: Artifact, workspace: Workspace) -> bool | None:
+    """Whether a harvest's prompts do; None where they are not at hand."""
+    with suppress(ArtifactNotFound):
+        return facts(workspace.store.parent(activations, "tokens"))["bos_id"] is not None
+    return None
 
 
 def _density_analysis(sae: Artifact, workspace: Workspace) -> Artifact | None:

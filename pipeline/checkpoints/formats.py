@@ -40,6 +40,7 @@ def read_checkpoint(source: str) -> Checkpoint:
 
     Raises:
         InputError: nothing there that is known, or a file that is not what it should be.
+        RemoteError: the Hub has trouble that may pass.
     """
     place = _from_hub(source) if source.startswith(_HUB) else Path(source).expanduser()
     if not place.exists():
@@ -67,8 +68,7 @@ def write_checkpoint(name: str, sae: Autoencoder, said: Provenance) -> dict[str,
 
 
 def _from_hub(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from pipeline.hub_reading import asking, reason, snapshot
 
     parts = PurePosixPath(source.removeprefix(_HUB)).parts
     if len(parts) < 2 or ".." in parts:
@@ -78,10 +78,10 @@ def _from_hub(source: str) -> Path:
     beside = f"{path.removesuffix('.pt')}_cfg.json"
     try:
         wanted = [path, f"{path}/*", beside] if path else None
-        folder = snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        with asking(source):
+            return snapshot(repository, "model", revision or None, wanted) / path
+    except (OSError, ValueError) as error:
         raise InputError(
-            "the checkpoint is not to be had", where=source, found=type(error).__name__,
+            "the checkpoint is not to be had", where=source, found=reason(error),
             remedy="check the name and the network, or fill the Hub cache and set HF_HUB_OFFLINE=1",
-        ) from error  # fmt: skip
-    return Path(folder) / path
+        ) from None  # fmt: skip

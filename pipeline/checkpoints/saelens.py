@@ -76,9 +76,11 @@ def write(sae: Autoencoder, said: Provenance) -> dict[str, bytes]:
         "hook_name": said.hook_name,
         "hook_head_index": None,
         "context_size": said.prompt_tokens,
-        "prepend_bos": True,
-        "exclude_special_tokens": said.include_bos is False,
+        "prepend_bos": said.bos,
+        "seqpos_slice": None if said.include_bos is None else [None if said.include_bos else 1, None],
+        "exclude_special_tokens": False,  # EOS inside a prompt is a row like any other
         "dataset_path": None,
+        "training_tokens": said.train_tokens,
         "sparsemill_artifact": said.artifact_id,
         "sparsemill_config": dict(said.config),
     }

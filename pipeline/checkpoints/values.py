@@ -51,10 +51,11 @@ class Provenance:
         hook_name: its site.
         language_model: the model's name.
         prompt_tokens: length of the prompts it was trained on, where known.
-        include_bos: whether the first position was among them, where known.
+        include_bos: whether the first position, BOS or not, was among them, where known.
         config: its training's config.
         train_tokens: activations it was trained on, where known.
         densities: how often each feature fires, float64 (d_sae,), where that was measured.
+        bos: whether the prompts began with BOS, where known.
     """
 
     artifact_id: str
@@ -65,6 +66,7 @@ class Provenance:
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     train_tokens: int | None = None
     densities: torch.Tensor | None = None
+    bos: bool | None = None
 
 
 def autoencoder(where: Path, tensors: Mapping[str, torch.Tensor], *, subtract_b_dec: bool = True) -> Autoencoder:

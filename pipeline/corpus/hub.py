@@ -57,14 +57,10 @@ class HubFiles:
     @cached_property
     def _snapshot(self) -> Path:
         """The cache's folder of the commit, with the files that describe the data set, and a list of all others."""
-        from huggingface_hub import snapshot_download
+        from pipeline.hub_reading import snapshot
 
         with self._explained("its list of files"):
-            return Path(
-                snapshot_download(
-                    self._data_set, repo_type="dataset", revision=self._revision, allow_patterns=list(_DESCRIPTIONS)
-                )
-            )
+            return snapshot(self._data_set, "dataset", self._revision, _DESCRIPTIONS)
 
     @cached_property
     def _names(self) -> Sequence[str]:
@@ -99,17 +95,15 @@ class HubFiles:
         A cache that something older filled holds no list. Then it is that of the files that are there, and of those
         that must be there beside them where they are numbered (00003-of-01024): a gap is met when reading comes to it.
         """
-        from huggingface_hub import get_cached_repo_tree
-        from huggingface_hub.errors import CachedRepoTreeNotFoundError
+        from pipeline.hub_reading import names_of
 
-        try:
-            return [
-                file.path for file in get_cached_repo_tree(self._data_set, repo_type="dataset", revision=self._commit)
-            ]
-        except CachedRepoTreeNotFoundError:
-            files = [path for path in self._snapshot.rglob("*") if path.is_file()]
-            found = {path.relative_to(self._snapshot).as_posix() for path in files}
-            return sorted({complete for name in found for complete in _numbered(name)})
+        with self._explained("its list of files"):
+            listed = names_of(self._data_set, "dataset", self._commit)
+        if listed is not None:
+            return listed
+        files = [path for path in self._snapshot.rglob("*") if path.is_file()]
+        found = {path.relative_to(self._snapshot).as_posix() for path in files}
+        return sorted({complete for name in found for complete in _numbered(name)})
 
     def _fetch(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download
@@ -119,17 +113,20 @@ class HubFiles:
 
     @contextmanager
     def _explained(self, what: str) -> Generator[None]:
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+        from huggingface_hub.errors import HFValidationError
 
+        from pipeline.hub_reading import asking, reason
+
+        where = f"{self._data_set}@{self._revision}"
         try:
-            yield
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            with asking(f"{what} of {where}"):
+                yield
+        except (HFValidationError, OSError) as error:
             raise InputError(
-                f"of a Hub data set {what} is not to be had", where=f"{self._data_set}@{self._revision}",
-                found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+                f"of a Hub data set {what} is not to be had", where=where, found=reason(error),
                 remedy="check the name, the revision, the network and, for a gated one, your token; offline "
                 "(HF_HUB_OFFLINE=1), the Hub cache must hold the file",
-            ) from error  # fmt: skip
+            ) from None  # fmt: skip
 
 
 def _numbered(name: str) -> Sequence[str]:

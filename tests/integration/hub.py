@@ -2,14 +2,15 @@
 
 A ``Hub`` keeps commits of repositories in a folder; a commit's name is a hash of its files, and ``main`` is the newest
 one. ``served`` answers, over HTTP, what huggingface_hub, transformers and datasets ask: what a repository is, its tree,
-and its files, whole or by range. ``fill_cache`` lays one commit out as the client's own cache, for work offline.
+and its files, whole or by range; or fails, as ``fault`` says. ``fill_cache`` lays one commit out as the client's own
+cache, for work offline.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,10 @@ from typing import Literal
 from urllib.parse import unquote
 
 Kind = Literal["models", "datasets"]
+Fault = Literal["cut", "elsewhere"] | int | None
+"""A status instead of an answer; a file's first bytes, and the end of the connection; its signed address elsewhere."""
+
+SIGNATURE = "Signature=topsecret"
 
 _ABOUT = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?")
 _TREE = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)/?(.*)")
@@ -30,11 +35,16 @@ class Hub:
 
     Args:
         folder: where they are kept.
+
+    Attributes:
+        requests: all so far.
+        fault: given a path, the fault that a request for it meets.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
         self.requests: list[str] = []
+        self.fault: Callable[[str], Fault] = lambda _: None
 
     def commit(self, repository: str, files: Mapping[str, Path | bytes], kind: Kind = "models") -> str:
         """Makes a commit of exactly these files, and ``main`` to be it; returns its name, 40 hexadecimal digits."""
@@ -78,7 +88,7 @@ class Hub:
     def served(self) -> Generator[dict[str, str]]:
         """Serves it; gives the environment of a client, which reads it when it starts."""
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        thread = Thread(target=server.serve_forever, daemon=True)
+        thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
             yield {
@@ -103,7 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])
-        if found := _FILE.fullmatch(path):
+        if isinstance(status := self.hub.fault(path), int):
+            self._send(status, b"{}")
+        elif found := _FILE.fullmatch(path):
             self._file("datasets" if found[1] else "models", found[2], found[3], found[4])
         elif found := _TREE.fullmatch(path):
             self._tree(found[1], found[2], found[3], found[4])  # type: ignore[arg-type]
@@ -164,6 +176,20 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = path.read_bytes()
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_etag(path)}"', "Accept-Ranges": "bytes"}
+        fault = self.hub.fault(f"/{repository}/{name}")
+        if fault == "elsewhere":
+            place = f"http://{self.headers['Host']}/elsewhere/{name}?{SIGNATURE}"
+            self._send(302, b"", headers | {"Location": place, "X-Linked-Size": str(len(content))})
+            return
+        if fault == "cut" and self.command == "GET":
+            self.send_response(200)
+            for header, value in headers.items():
+                self.send_header(header, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[:3])
+            self.close_connection = True
+            return
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if span is None:
             self._send(200, content, headers)

@@ -14,6 +14,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from pipeline import reporting, training
+from pipeline.analysis import ANALYSES
+from pipeline.analyzing import available
+from pipeline.checkpoints import read_checkpoint
 from pipeline.checkpoints.bundle import export_bundle
 from pipeline.checkpoints.exporting import export_autoencoder
 from pipeline.checkpoints.importing import import_checkpoint
@@ -23,7 +26,7 @@ from pipeline.sharing import lineage
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
-from storage.errors import InputError
+from storage.errors import ConfigError, InputError
 from tests.integration.hub import Hub
 
 ROOT = Path(__file__).parents[2]
@@ -64,14 +67,19 @@ def numbers(findings: dict[str, Artifact]) -> dict[str, dict[str, object]]:
     return {name: facts(artifact)["numbers"] for name, artifact in findings.items()}
 
 
-def test_with_its_activations_a_checkpoint_has_every_analysis_that_a_trained_one_has(
+def test_with_its_activations_a_checkpoint_has_every_analysis_but_that_of_the_training_log(
     chain: Chain, trained: Artifact, author: Path, workspace: Workspace
 ):
     done = sparsemill(workspace, "import", author, "--activations", trained.parents["activations"].id)
     assert done.returncode == 0, done.stderr
     imported = workspace.store.resolve(done.stdout.strip(), stage=training.AUTOENCODER_STAGES)
     assert imported.stage == "import"
-    assert numbers(chain.analyze(imported)) == numbers(chain.analyze(trained))
+    names = [name for name, one in ANALYSES.items() if one.requires <= available(imported)]
+    of_one = {name for name, one in ANALYSES.items() if "companions" not in one.requires}
+    assert of_one - set(names) == {"training_dynamics"}
+    assert numbers(chain.analyze(imported, names)) == numbers(chain.analyze(trained, names))
+    with pytest.raises(ConfigError, match="training_log missing"):
+        chain.analyze(imported, ["training_dynamics"])
     again = sparsemill(workspace, "import", author, "--activations", trained.parents["activations"].id)
     assert again.stdout == done.stdout
 
@@ -127,6 +135,25 @@ def test_an_export_imports_back_to_the_same_weights(name: str, trained: Artifact
     again = sparsemill(workspace, "export", trained.id, tmp_path / "out", "--format", name)
     assert again.returncode == 1
     assert "not empty" in again.stderr
+
+
+def test_a_saelens_export_says_how_the_prompts_began_and_what_was_trained_on(
+    trained: Artifact, author: Path, tiny_preset: Path, workspace: Workspace, tmp_path: Path
+):
+    def said(sae: Artifact, folder: Path) -> tuple[object, ...]:
+        export_autoencoder(sae, "saelens", folder, workspace)
+        metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
+        return tuple(metadata[name] for name in ("prepend_bos", "seqpos_slice", "context_size", "training_tokens"))
+
+    rows = facts(trained)["rows_seen"]
+    assert said(trained, tmp_path / "with") == (True, [1, None], 16, rows)
+    assert read_checkpoint(str(tmp_path / "with")).train_tokens == rows
+    changes = ["tokenize.bos=false", "tokenize.train_tokens=8192", "harvest.include_bos=true"]
+    harvested = Chain(load_preset(str(tiny_preset), changes), workspace, run_directly).harvest()
+    elsewhere = import_checkpoint(str(author), workspace, activations=harvested).artifact
+    assert said(elsewhere, tmp_path / "without") == (False, [None, None], 16, None)
+    alone = import_checkpoint(str(author), workspace, hook_name=HOOK).artifact
+    assert said(alone, tmp_path / "alone") == (None, None, None, None)
 
 
 def test_a_plain_export_has_the_very_bits_and_imports_back(trained: Artifact, workspace: Workspace, tmp_path: Path):

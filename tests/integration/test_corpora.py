@@ -321,9 +321,10 @@ def test_killed_again_and_again_it_goes_on_and_ends_with_the_same_bytes(local: T
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
     assert kills >= 1
-    resumed = finish(start(root, local))
-    assert resumed[0][:2] == whole[0][:2]
-    assert resumed[0][2] == ("resumed" if kills == 3 else resumed[0][2])
+    there = (root / "tokenize" / whole[0][0] / "manifest.json").is_file()  # one was quicker than its kill
+    last = finish(start(root, local))
+    assert last[0][:2] == whole[0][:2]
+    assert last[0][2] == ("cached" if there else "resumed")
 
 
 def test_a_damaged_round_and_those_behind_it_are_made_again(

@@ -178,6 +178,24 @@ def test_a_saelens_export_has_the_keys_that_its_loader_needs_and_densities(tmp_p
     torch.testing.assert_close(load_file(tmp_path / "s")["sparsity"], torch.log10(densities + 1e-10).float())
 
 
+@pytest.mark.parametrize("include_bos", [True, False, None])
+@pytest.mark.parametrize("bos", [True, False, None])
+def test_a_saelens_export_says_of_the_prompts_what_is_known(
+    tmp_path: Path, sae: Autoencoder, bos: bool | None, include_bos: bool | None
+) -> None:
+    said = replace(SAID, bos=bos, include_bos=include_bos, train_tokens=2_000_000_000)
+    for file, data in write_checkpoint("saelens", sae, said).items():
+        (tmp_path / file).write_bytes(data)
+    metadata = json.loads((tmp_path / "cfg.json").read_text())["metadata"]
+    assert metadata["prepend_bos"] == bos
+    assert metadata["exclude_special_tokens"] is False  # of which EOS is one
+    if include_bos is None:
+        assert metadata["seqpos_slice"] is None
+    else:
+        assert next(iter(range(128)[slice(*metadata["seqpos_slice"])])) == (0 if include_bos else 1)
+    assert read_checkpoint(str(tmp_path)).train_tokens == 2_000_000_000
+
+
 def test_dictionary_learning_has_no_word_for_an_uncentred_input(sae: Autoencoder) -> None:
     uncentred = Autoencoder(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, subtract_b_dec=False)
     with pytest.raises(InputError, match="saelens"):
