@@ -7,8 +7,8 @@ out, and a killed one costs the pieces that it had: when the scheduler no longer
 that a piece raises there is raised here, unchanged.
 
 Cost: a round trip of some milliseconds a piece. Rejected: Prefect's DaskTaskRunner (a task run and its states a piece,
-at a server that every worker must reach; docs/cluster.md measures it), and leaving the choice of worker to Dask's
-scheduler (a worker with eight threads is given eight windows, and one that was refused is given more).
+at a server that every worker must reach; docs/cluster.md), and leaving the choice of worker to Dask's scheduler (a
+worker with eight threads is given eight windows, and one that was refused is given more).
 """
 
 import logging

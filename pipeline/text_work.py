@@ -6,7 +6,7 @@ answers with their ids, all in one array. It has the tokenizer by the model's na
 and the file's sha256 must be the coordinator's.
 
 Cost of a cluster: what is sent, some 8 bytes a token, and a round trip a batch, which takes this process some 10 ms of
-processor time (docs/cluster.md), for which batches are larger there.
+processor time, for which batches are larger there.
 Rejected: sending the tokenizer with the batches (2 MB each time), and workers that read files and make prompts
 (duplicates are known, and prompts cut, in one order only).
 """

@@ -20,7 +20,7 @@ import platform
 import socket
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -48,9 +48,11 @@ class Result:
 
     Attributes:
         stats: figures for the manifest; equal for equal specs and numerics, so no clock and no speed.
+        run: figures of this run for ``run.json``, such as its speed; hashed by nothing.
     """
 
     stats: Mapping[str, Json]
+    run: Mapping[str, Json] = field(default_factory=dict[str, Json])
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class ArtifactStore:
         found = self._here(artifact_id) or (None if self._team is None else self._team.find(artifact_id))
         if found is None:
             where = self.root if self.remote is None else f"{self.root} and {self.remote.shown}"
-            raise ArtifactNotFound("no such artifact", where=where, found=artifact_id)
+            unfinished = references.unfinished_remedy(self.root, answers=lambda name: name == artifact_id)
+            raise ArtifactNotFound("no such artifact", where=where, found=artifact_id, remedy=unfinished)
         return found
 
     def _here(self, artifact_id: str) -> Artifact | None:
@@ -320,7 +323,8 @@ class ArtifactStore:
         for staging, result, again in zip(stagings, results, resumed, strict=True):
             status: Literal["made", "resumed"] = "resumed" if again else "made"
             manifest = Manifest(staging.spec, staging.seal(), result.stats, provenance)
-            made[staging.spec.id] = Made(self._commit(staging, manifest, run | {"status": status}), status)
+            artifact = self._commit(staging, manifest, {**result.run, **run, "status": status})
+            made[staging.spec.id] = Made(artifact, status)
         return made
 
     def _commit(self, staging: Staging, manifest: Manifest, run: Mapping[str, Json]) -> Artifact:

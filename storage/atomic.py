@@ -15,6 +15,8 @@ import errno
 import fcntl
 import os
 import shutil
+import struct
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -35,6 +37,7 @@ Data: TypeAlias = "bytes | bytearray | memoryview | npt.NDArray[np.generic]"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
 _COPY_BYTES = 1 << 22
+_LOCK = struct.Struct("hhqqi")  # Linux's struct flock: type, whence, start, length, process
 
 
 class _Hook:
@@ -291,9 +294,42 @@ def exclusive_lock(path: Path, *, on_wait: Callable[[], None] | None = None) -> 
             if on_wait is not None:
                 on_wait()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _show_lock(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether somebody holds a lock file; only asks: who wants the lock at this moment does not notice.
+
+    A holder has a second lock on the file, of the kind that the kernel can be asked about. Rejected: trying to take the
+    first (who starts meanwhile would be told that another process works), ``/proc/locks`` (it knows nothing of other
+    machines and containers) and a process's number in the file (it may be another's by now).
+
+    Returns:
+        None where that cannot be told: elsewhere than on Linux, or where the file system has no such locks.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        return False if error.errno == errno.ENOENT else None
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return _LOCK.unpack(answer)[0] != fcntl.F_UNLCK
+
+
+def _show_lock(descriptor: int) -> None:
+    """Lets :func:`is_locked` see that a lock file is held, until the descriptor is closed."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 *Needed* is what has a tag, what is younger than an age, and whatever these, or work that is unfinished, were made from,
 back to the tokens; the rest is unreferenced. Staging folders, half-pulled artifacts, chunks kept of remotes and what a
 repair left behind are stale once they are older than that age and nobody holds their artifact's lock. A plan is made
-first and shown; removing looks again, under the lock of each artifact, and takes children before parents, so that a
-crash leaves nothing without its parents.
+first and shown; removing looks again before each, under its lock, at tags, at what was begun and at what was made
+meanwhile, and takes children before parents, so that a crash leaves nothing without its parents. Only work that has
+found an artifact and is not yet in the journal is not seen: it meets an error where it reads.
 An artifact is moved aside by one rename before its files go: a reader finds it whole or not at all.
 A manifest that cannot be read stops it all, since what it needs is not known. Rejected: counting only children as
 references (a finished report has none, an abandoned training's survey has).
@@ -14,7 +15,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,9 @@ from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore
 from storage.borrowing import PULLED_NAME
 from storage.chunk_cache import FOLDER_NAME as CHUNKS_NAME
-from storage.errors import SparsemillError
+from storage.errors import ArtifactNotFound, SparsemillError
 from storage.manifest import MANIFEST_NAME, Spec
+from storage.unfinished import file_stats
 
 _REMOVED = ".removed"
 _STALE = (".staging", PULLED_NAME, CHUNKS_NAME, ".repair", ".quarantine", _REMOVED)
@@ -95,9 +97,46 @@ def plan_pruning(store: ArtifactStore, *, older_than_days: float) -> list[Remova
     Raises:
         CorruptArtifact: a manifest is damaged: what it was made from is not known.
     """
-    now, artifacts = time.time(), {artifact.id: artifact for artifact in store.list()}
-    made = {name: (artifact.folder / MANIFEST_NAME).stat().st_mtime for name, artifact in artifacts.items()}
-    ages = {name: (now - at) / 86400 for name, at in made.items()}
+    return _plan(store, {artifact.id: artifact for artifact in store.list()}, older_than_days)
+
+
+def prune(
+    store: ArtifactStore, *, older_than_days: float, on_left: Callable[[Removal, str], None] | None = None
+) -> list[Removal]:
+    """Removes what nothing needs, and returns it; what is worked on, or needed by the time it would go, is left.
+
+    Args:
+        store: to be pruned.
+        older_than_days: younger things are needed.
+        on_left: told what was planned and is left, and why.
+    """
+    artifacts = {artifact.id: artifact for artifact in store.list()}
+    plan = _plan(store, artifacts, older_than_days)
+    ahead = {removal.artifact_id for removal in plan if removal.committed}
+    removed: list[Removal] = []
+    for removal in plan:
+        with _lock_if_free(store, removal.artifact_id) as ours:
+            if not removal.path.is_dir():
+                why = "it has gone already"
+            elif not ours:
+                why = "another process works on it"
+            elif _age_days(removal.path, committed=removal.committed) < older_than_days:
+                why = "it was changed meanwhile"
+            elif removal.committed and removal.artifact_id in _needed_now(store, artifacts, ahead):
+                why = "it is needed by now"
+            else:
+                _remove(store, removal)
+                removed.append(removal)
+                why = None
+        if removal.committed:
+            ahead.discard(removal.artifact_id)
+        if why is not None and on_left is not None:
+            on_left(removal, why)
+    return removed
+
+
+def _plan(store: ArtifactStore, artifacts: dict[str, Artifact], older_than_days: float) -> list[Removal]:
+    ages = {name: _age_days(artifact.folder, committed=True) for name, artifact in artifacts.items()}
     young = [name for name, age in ages.items() if age < older_than_days]
     needed = _with_ancestors([*store.tags().values(), *young, *_begun(store)], artifacts)
     links: dict[tuple[int, int], int] = {}
@@ -107,31 +146,38 @@ def plan_pruning(store: ArtifactStore, *, older_than_days: float) -> list[Remova
         if name not in needed
     ]
     for folder in (folder for name in _STALE for folder in _folders(store.root / name)):
-        age = (now - max((stat.st_mtime for stat in _stats([folder])), default=folder.stat().st_mtime)) / 86400
+        age = _age_days(folder, committed=False)
         if age >= older_than_days:
             owner = "" if folder.parent.name == CHUNKS_NAME else folder.name
             found.append(Removal(folder, owner, False, _freed(folder, links), age))
     return found
 
 
-def prune(store: ArtifactStore, *, older_than_days: float) -> list[Removal]:
-    """Removes what nothing needs, and returns it; what someone works on at this moment is left.
+def _age_days(folder: Path, *, committed: bool) -> float:
+    """Since an artifact was committed, or since anything in another folder was changed."""
+    if committed:
+        changed = (folder / MANIFEST_NAME).stat().st_mtime
+    else:
+        changed = max((stat.st_mtime for stat in _stats([folder])), default=folder.stat().st_mtime)
+    return (time.time() - changed) / 86400
+
+
+def _needed_now(store: ArtifactStore, artifacts: dict[str, Artifact], ahead: set[str]) -> set[str]:
+    """What tags, begun work and artifacts that stay were made from at this moment, with themselves.
 
     Args:
-        store: to be pruned.
-        older_than_days: younger things are needed.
+        store: being pruned.
+        artifacts: by id; those made meanwhile are added.
+        ahead: ids of those that may still be removed.
     """
-    removed: list[Removal] = []
-    kept: set[str] = set()  # ancestors of what was left
-    artifacts = {artifact.id: artifact for artifact in store.list()}
-    for removal in plan_pruning(store, older_than_days=older_than_days):
-        with _lock_if_free(store, removal.artifact_id) as ours:
-            if ours and not (removal.committed and removal.artifact_id in kept):
-                _remove(store, removal)
-                removed.append(removal)
-            elif removal.committed:
-                kept |= _with_ancestors([removal.artifact_id], artifacts)
-    return removed
+    needing = [*store.tags().values(), *_begun(store)]  # first: what is committed meanwhile is among the ids then
+    for artifact_id in store.ids():
+        if artifact_id not in artifacts:
+            with suppress(ArtifactNotFound):  # made and removed meanwhile
+                artifacts[artifact_id] = store.open(artifact_id)
+        if artifact_id not in ahead:
+            needing.append(artifact_id)
+    return _with_ancestors(needing, artifacts)
 
 
 def _remove(store: ArtifactStore, removal: Removal) -> None:
@@ -198,9 +244,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def _stats(folders: Sequence[Path]) -> Iterator[os.stat_result]:
     for folder in folders:
-        for path in folder.rglob("*"):
-            if not path.is_dir() or path.is_symlink():
-                yield path.lstat()
+        yield from file_stats(folder)
 
 
 def _freed(folder: Path, links: dict[tuple[int, int], int]) -> int:

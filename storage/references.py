@@ -6,7 +6,7 @@ committed before it. Resolving reads the names of folders and no manifest.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -16,6 +16,7 @@ from storage.errors import AmbiguousReference, ArtifactNotFound, CorruptArtifact
 from storage.fingerprint import canonical_json
 from storage.manifest import MANIFEST_NAME, is_id, stage_of
 from storage.root import create_root, make_durable_folder
+from storage.unfinished import begun, is_worked_on, state
 
 LATEST = "latest"
 
@@ -55,7 +56,10 @@ def resolve_id(root: Path, reference: str, stage: Stages = None) -> str:
     if reference == LATEST:
         newest = ids(root, stage)
         if not newest:
-            raise ArtifactNotFound(f"no {named(stage) or 'artifact'} yet", where=root, found=reference)
+            raise ArtifactNotFound(
+                f"no {named(stage) or 'artifact'} yet", where=root, found=reference,
+                remedy=unfinished_remedy(root, stage),
+            )  # fmt: skip
         return newest[0]
     tag = root / ".tags" / reference
     if _TAG.fullmatch(reference) and tag.is_file():
@@ -88,6 +92,26 @@ def named(stages: Stages) -> str:
     return stages if isinstance(stages, str) else " or ".join(stages or ())
 
 
+def unfinished_remedy(root: Path, stage: Stages = None, answers: Callable[[str], bool] = lambda _: True) -> str | None:
+    """For a message that something is not there: what of it was begun, and how to go on; None where nothing was.
+
+    Args:
+        root: the store's folder.
+        stage: a stage, or some, that are meant.
+        answers: whether an id does to the name that was given.
+    """
+    stages = (stage,) if isinstance(stage, str) else stage
+    meant = [name for name in begun(root) if (stages is None or stage_of(name) in stages) and answers(name)]
+    if not meant:
+        return None
+    shown = ", ".join(f"{name} ({state(is_worked_on(root, name))})" for name in meant[:3])
+    more = f" and {len(meant) - 3} more" if len(meant) > 3 else ""
+    return (
+        f"not finished yet: {shown}{more}; the command that began it goes on when given again, and"
+        " 'sparsemill artifacts ls' says how far it is"
+    )
+
+
 def _resolve_prefix(root: Path, reference: str, stage: Stages) -> str:
     def answers(artifact_id: str) -> bool:
         digits = artifact_id.rpartition("-")[2]
@@ -105,6 +129,7 @@ def _resolve_prefix(root: Path, reference: str, stage: Stages) -> str:
             where=root,
             found=repr(reference),
             expected=f"one of {known}, ...",
+            remedy=unfinished_remedy(root, stage, answers) if reference else None,
         )
     if len(matches) > 1:
         raise AmbiguousReference(

@@ -6,8 +6,7 @@ streamed into a temporary one, hashed on the way, and renamed only if size and s
 serves is never trusted. A large file comes in ranges, several at a time and each asked for again where the connection
 broke; it goes up in parts likewise, hashed on the way, and appears only if it was as its manifest says. obstore talks
 to all of them, retries what is transient, and takes credentials from where each service's own tools do
-(storage.credentials). Its error messages quote the URL with its user, password and signature, and the server's page:
-ours keep the reason alone, and are not chained to them.
+(storage.credentials). Ours are not chained to its errors, which quote secrets (storage.remote_errors).
 
 A service has what it acknowledged; a folder has it once it is fsynced, which obstore does not do. So into a folder we
 write ourselves (storage.atomic): a file's bytes are durable before its name is there, as a later push believes a name
@@ -17,7 +16,6 @@ Rejected: boto3, fsspec (a package a service, and each its own way of streaming)
 
 import hashlib
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -29,13 +27,14 @@ from typing import Any, TypeAlias, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import from_url
 
 from storage import atomic
 from storage.artifact import Artifact, size_problem
 from storage.credentials import aws_profile
 from storage.errors import ArtifactNotFound, ConfigError, CorruptArtifact, InputError, RemoteError, repair_remedy
+from storage.remote_errors import Done, explained, reason
 
 VARIABLE = "SPARSEMILL_REMOTE"
 
@@ -83,7 +82,7 @@ class RemoteStore:
             raise ConfigError(
                 "the remote cannot be used",
                 where=self.shown,
-                found="no such folder" if missing else _reason(error),
+                found="no such folder" if missing else reason(error),
                 expected="s3://, gs://, az://, https://, http://, file://, or an existing folder",
             ) from None
 
@@ -279,19 +278,13 @@ class RemoteStore:
             yield from obstore.get(self._store, key).stream(min_chunk_size=_PIECE_BYTES)
 
     @contextmanager
-    def _told(self, key: str, done: str = "read") -> Generator[None]:
+    def _told(self, key: str, done: Done = "read") -> Generator[None]:
         """Makes obstore's errors ours."""
-        where = f"{self.shown}/{key}"
         try:
             yield
-        except FileNotFoundError:
-            raise ArtifactNotFound("the remote does not have this file", where=where) from None
         except (BaseError, OSError) as error:
-            denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
-            raise RemoteError(
-                f"the remote could not be {done}", where=where, found=_reason(error), transient=not denied,
-                remedy="look at the credentials in the environment, or the service's own profile" if denied else None,
-            ) from None  # fmt: skip
+            where = f"{self.shown}/{key}"
+            raise explained(error, done, where=where, in_folder=self._folder is not None) from None
 
 
 def file_key(artifact: Artifact, name: str) -> str:
@@ -310,10 +303,8 @@ def _options(url: str) -> dict[str, Any]:
         return {}
     profile = aws_profile() if url.startswith("s3") else {}
     endpoint = profile.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
-    options: dict[str, Any] = {
-        "retry_config": _RETRY,
-        "client_options": _CLIENT | {"allow_http": url.startswith("http:") or endpoint.startswith("http:")},
-    }
+    plain = url.startswith(("http:", "gs:")) or endpoint.startswith("http:")  # Google's is https unless named otherwise
+    options: dict[str, Any] = {"retry_config": _RETRY, "client_options": _CLIENT | {"allow_http": plain}}
     return options | ({"config": profile} if profile else {})
 
 
@@ -375,10 +366,3 @@ def split_reference(reference: str) -> tuple[str, str]:
             remedy="'sparsemill artifacts ls URL' lists a remote's artifacts",
         )  # fmt: skip
     return url + mark + query, artifact_id
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, from an error's first line, without addresses and without what a server wrote."""
-    line = str(error).partition("\n")[0]
-    text = re.sub(r"\S*://\S*", "...", re.split(r"[<{]", line)[0]).strip(" :")
-    return f"{type(error).__name__}: {text}"

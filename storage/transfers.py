@@ -139,7 +139,7 @@ def verify_remote(artifact: Artifact, remote: RemoteStore, on_bytes: OnBytes = u
             for _ in remote.file_pieces(artifact, name, advance):
                 pass
         except RemoteError as error:
-            if error.transient:
+            if error.expected is None:  # it could not be read: nothing is known of its bytes
                 raise
             problems[name] = Problem(name, "sha256", str(error.found), str(error.expected))
         except ArtifactNotFound:

@@ -1,6 +1,7 @@
 """``sparsemill artifacts``: what is in the artifact store."""
 
 import json
+import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -8,10 +9,12 @@ from cyclopts import App, Parameter
 
 from pipeline.cli.options import AFTERWARDS, AsJson, Home, print_table, workspace_at
 from pipeline.cli.sharing import list_remote
+from pipeline.unfinished import so_far
 from storage.artifact import Artifact
 from storage.errors import ArtifactNotFound, CorruptArtifact
-from storage.housekeeping import plan_pruning, usage
+from storage.housekeeping import Removal, plan_pruning, usage
 from storage.housekeeping import prune as remove_unneeded
+from storage.unfinished import Unfinished, state, unfinished
 
 artifacts = App(
     name="artifacts",
@@ -23,7 +26,10 @@ artifacts = App(
 
 @artifacts.command(name="ls")
 def list_artifacts(where: str | None = None, *, home: Home = None, as_json: AsJson = False) -> None:
-    """List artifacts, newest first; or what a remote has.
+    """List artifacts, newest first, and what is unfinished; or what a remote has.
+
+    Of unfinished work it says how much is kept, and whether a process works on it or it was interrupted: then the same
+    command again goes on with it.
 
     Args:
         where: only those of one stage, such as tokenize, harvest, train, analyze or report; or the URL of a remote.
@@ -31,14 +37,25 @@ def list_artifacts(where: str | None = None, *, home: Home = None, as_json: AsJs
     if where is not None and "/" in where:
         list_remote(where, as_json=as_json)
         return
-    found = workspace_at(None, home).store.list(where)
+    store = workspace_at(None, home).store
+    begun = unfinished(store.root, where)  # looked at first: what is committed meanwhile is in one of the two
+    found = store.list(where)
     if as_json:
-        print(json.dumps([_described(artifact) for artifact in found], indent=2))
+        described = {"artifacts": [_described(one) for one in found], "unfinished": [_begun(work) for work in begun]}
+        print(json.dumps(described, indent=2))
         return
     rows = [
         [artifact.id, _size(artifact.manifest.total_bytes), str(len(artifact.manifest.files))] for artifact in found
     ]
     print_table(["artifact", "size", "files"], rows)
+    if begun:
+        print()
+        print_table(
+            ["unfinished", "kept", "on disk", "now"],
+            [[work.id, str(so_far(work) or "unreadable"), _size(work.disk_bytes), _now(work)] for work in begun],
+        )
+    if not all(work.working for work in begun):
+        print("\nWhat was interrupted goes on with the command that began it, given again.")
 
 
 @artifacts.command
@@ -120,7 +137,9 @@ def prune(
     """
     store = workspace_at(None, home).store
     found = (
-        remove_unneeded(store, older_than_days=older_than) if yes else plan_pruning(store, older_than_days=older_than)
+        remove_unneeded(store, older_than_days=older_than, on_left=_tell_left)
+        if yes
+        else plan_pruning(store, older_than_days=older_than)
     )
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=2, default=str))
@@ -145,6 +164,29 @@ def _described(artifact: Artifact) -> dict[str, Any]:
         "manifest_sha256": artifact.manifest_sha256,
         "parents": {role: parent.id for role, parent in artifact.parents.items()},
     }
+
+
+def _begun(work: Unfinished) -> dict[str, Any]:
+    kept = so_far(work)
+    return {
+        "id": work.id,
+        "stage": work.stage,
+        "folder": str(work.folder),
+        "done": None if kept is None else kept.done,
+        "of": None if kept is None else kept.of,
+        "unit": None if kept is None else kept.unit,
+        "disk_bytes": work.disk_bytes,
+        "working": work.working,
+        "committed": work.committed,
+    }
+
+
+def _now(work: Unfinished) -> str:
+    return state(work.working) + (" (an artifact of this id is there)" if work.committed else "")
+
+
+def _tell_left(removal: Removal, why: str) -> None:
+    print(f"  left {removal.path.parent.name}/{removal.path.name}: {why}", file=sys.stderr)
 
 
 def _size(n_bytes: int) -> str:

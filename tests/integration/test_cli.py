@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_preset: Path) -> Path:
 
 
 def test_artifacts_can_be_listed_shown_verified_tagged_and_traced(home: Path):
-    listed = json.loads(sparsemill("artifacts", "ls", "--json", home=home).stdout)
+    listed = json.loads(sparsemill("artifacts", "ls", "--json", home=home).stdout)["artifacts"]
     assert {one["stage"] for one in listed} == {"tokenize", "harvest", "train", "survey", "analyze", "report"}
     (sae,) = [one["id"] for one in listed if one["stage"] == "train"]
     assert sae in sparsemill("artifacts", "ls", home=home).stdout

@@ -23,7 +23,7 @@ from distributed import Client, LocalCluster
 from safetensors.torch import load_file, save_file
 
 import sparsemill
-from pipeline import surveying, text_encoding, text_work, tokenizing, window_work
+from pipeline import sharing, surveying, text_encoding, text_work, tokenizing, window_work
 from pipeline.cli.options import workspace_at
 from pipeline.cluster_worker import Reference, Site
 from pipeline.config import Runtime, SurveyConfig, load_preset
@@ -33,6 +33,7 @@ from pipeline.progress import Advance, Quiet
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace, facts
 from storage.errors import ConfigError, MemoryBudgetExceeded, NumericsError
+from storage.remote import RemoteStore
 
 ROOT = Path(__file__).parents[2]
 BOTH = 'harvest.also_hook_names=["blocks.0.hook_mlp_out"]'
@@ -315,6 +316,26 @@ def test_a_survey_has_the_hashes_of_a_single_process(
     surveying.survey(SURVEY, sae, workspace_in(root, cluster, watched))
     assert manifests(root, "survey") == manifests(single, "survey")
     assert "2 workers" in watched.notes
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["fetched", "read where it is"])
+def test_workers_read_a_surveys_parents_from_a_remote(
+    streams: bool, cluster: LocalCluster, single: Path, tiny_preset: Path, tmp_path: Path
+):
+    url, watched = (tmp_path / "remote").as_uri(), Watched()
+    (tmp_path / "remote").mkdir()
+    sae = chain(single, tiny_preset, BOTH).train()
+    sharing.push(sae, RemoteStore(url), workspace_in(single), with_parents=True)
+    runtime = Runtime(
+        root=tmp_path / "store", threads=1, dask=cluster.scheduler_address, remote=None if streams else url
+    )
+    workspace = Workspace.open(runtime, watched)
+    lent = workspace.store.resolve(f"{url}/train/{sae.id}" if streams else sae.id)
+    surveying.survey(SURVEY, lent, workspace)
+    assert manifests(tmp_path / "store", "survey") == manifests(single, "survey")
+    assert "2 workers" in watched.notes
+    assert [path.name for path in (tmp_path / "store").glob("[a-z]*/")] == ["survey"]
+    assert bool(list((tmp_path / "store" / ".pulled").rglob("activations/c/*"))) != streams
 
 
 def test_a_worker_that_is_killed_costs_its_window_alone(

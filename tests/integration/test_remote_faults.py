@@ -1,6 +1,7 @@
 """Pushes, pulls and reading over a real S3 server that is too busy, fails, breaks off or is killed."""
 
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +125,34 @@ def test_a_push_that_a_server_refuses_is_invisible_and_goes_on_with_what_is_miss
     assert plan_push(ours, remote).there
     assert [method for method, _, _ in proxy.log] == ["GET"]  # of the pointer: nothing moves
     assert_same(pull(ours.id, remote, ArtifactStore(tmp_path / "theirs")), ours)
+
+
+def test_a_large_file_that_changes_while_it_is_pushed_never_appears(proxy: Proxy, remote: RemoteStore, tmp_path: Path):
+    store, artifact = store_with(tmp_path / "store")
+    a_part_came, sent = threading.Event(), 0
+
+    def see(method: str, path: str, before: int) -> Fault:
+        if method == "PUT" and "/big?" in path:
+            a_part_came.set()
+        return None
+
+    def flip(n_bytes: int) -> None:
+        nonlocal sent
+        before, sent = sent, sent + n_bytes
+        if before <= 20_000_000 < sent:  # the first part is out, and the last not read yet
+            assert a_part_came.wait(60)
+            with (artifact.folder / "big").open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(bytes([BIG[-1] ^ 1]))
+
+    proxy.choose = see
+    with pytest.raises(CorruptArtifact, match=r"big of harvest-\w+ is not as it was committed, and was not pushed"):
+        push(plan_push(artifact, remote), remote, flip)
+    there = remote.sizes("harvest")
+    assert not [key for key in there if key.endswith(("/big", "/pointer.json", "/manifest.json"))], there
+    (artifact.folder / "big").write_bytes(BIG)
+    push(plan_push(artifact, remote), remote)
+    assert store.verify(pull(artifact.id, remote, ArtifactStore(tmp_path / "theirs"))) == []
 
 
 def test_a_server_killed_in_a_push_and_in_a_pull_loses_nothing(

@@ -1,29 +1,33 @@
 """Artifacts shared through a folder and through a real S3 server: nothing half visible, only what is read moves."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from rich.filesize import decimal
 
 import sparsemill
-from pipeline import sharing
+from pipeline import cli, sharing
 from pipeline.config import Runtime, load_preset
 from pipeline.explaining import StageAnswer, explain_chain
-from pipeline.progress import Quiet
+from pipeline.progress import Plain, Quiet
 from pipeline.sampling import sample as sample_of
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
+from storage.artifacts import ArtifactStore, Result, Spec
 from storage.errors import ArtifactNotFound, ConfigError, CorruptArtifact, InputError, RemoteConflict, RemoteError
 from storage.reader import ShardReader
 from storage.remote import RemoteStore
-from tests.integration.s3 import BUCKET, S3Server
+from tests.integration.s3 import BUCKET, SECRET, S3Server
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("train.autoencoder.steps=20",)
@@ -62,6 +66,20 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{tmp_path.name}"
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """Runs the command line in this process; returns what it wrote to stdout and to stderr."""
+    app = cli.app
+
+    def run(*arguments: str | Path) -> tuple[str, str]:
+        monkeypatch.setattr(cli, "app", partial(app, [*map(str, arguments)], result_action="return_value"))
+        capfd.readouterr()
+        cli.main()
+        return capfd.readouterr()
+
+    return run
 
 
 def contents(artifact: Artifact) -> dict[str, bytes]:
@@ -210,6 +228,57 @@ def test_the_command_line_pushes_lists_and_pulls_without_telling_secrets(
     assert not any(secret.encode() in path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file())
 
 
+def test_the_command_line_says_what_would_move_and_finds_the_remote_in_the_environment(
+    made: tuple[Workspace, Artifact],
+    url: str,
+    tmp_path: Path,
+    command: Callable[..., tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    ours, sae = made
+    harvest = ours.store.parent(sae, "activations")
+    figures = {"id": harvest.id, "files": len(harvest.manifest.files), "bytes": harvest.manifest.total_bytes}
+    said = f"{figures['files']:,} files, {decimal(figures['bytes'])}"  # type: ignore[arg-type]
+    push = ("push", harvest.id, "--home", ours.store.root)
+    monkeypatch.setenv("SPARSEMILL_REMOTE", url)
+    out, _ = command(*push, "--dry-run", "--json")
+    assert json.loads(out) == {"dry_run": True, "artifacts": [{**figures, "there": False}]}
+    assert command(*push, "--dry-run")[0] == f"{harvest.id}: would push {said}\n"
+    assert sharing.list_remote(RemoteStore(url)) == []
+    out, err = command(*push)
+    assert out == f"{harvest.id}: pushed {said}\n"
+    assert f"push {harvest.id}: {decimal(figures['bytes'])} in " in err  # type: ignore[arg-type]
+    out, _ = command(*push, "--dry-run", "--json")
+    assert json.loads(out)["artifacts"] == [{"id": harvest.id, "files": 0, "bytes": 0, "there": True}]
+
+    pull = ("pull", url, harvest.id, "--windows", "1%", "--home", tmp_path / "b")
+    out, _ = command(*pull, "--dry-run")
+    assert out.startswith(f"sample of 1 windows of {harvest.id}: would pull ")
+    assert not (tmp_path / "b").exists()
+    sample = workspace_in(tmp_path / "b").store.open(command(*pull)[0].splitlines()[-1])
+    assert facts(sample)["windows"] == 1  # of 9: a share is rounded up
+    assert sample.parents["sampled_from"].id == harvest.id
+
+
+def test_a_command_publishes_what_it_made_and_what_it_found(
+    made: tuple[Workspace, Artifact],
+    tiny_preset: Path,
+    url: str,
+    command: Callable[..., tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    ours, sae = made
+    monkeypatch.setenv("SPARSEMILL_REMOTE", url)
+    rest = ("--preset", tiny_preset, "--set", SHORT[0], "--home", ours.store.root, "--threads", "1", "--push")
+    assert command("train", *rest)[0].startswith(sae.id)
+    found = {pointer.id for pointer in sharing.list_remote(RemoteStore(url))}
+    assert found == {one.id for one in sharing.lineage(sae, ours.store)}
+    report = command("analyze", sae.id, "--only", "enc_dec", *rest)[0].split()[0]
+    published = {pointer.id for pointer in sharing.list_remote(RemoteStore(url))} - found
+    assert report in published
+    assert {one.rpartition("-")[0] for one in published} == {"survey", "analyze", "report"}
+
+
 def test_training_and_analysis_read_straight_from_the_remote_to_the_same_bytes(
     made: tuple[Workspace, Artifact], tiny_preset: Path, url: str, tmp_path: Path
 ):
@@ -258,8 +327,10 @@ def test_what_is_made_from_a_sample_does_not_pass_for_the_whole(
         sample_of(sample, 1, theirs)
 
 
-def test_what_stages_make_is_published_and_found_by_the_next_machine(tiny_preset: Path, url: str, tmp_path: Path):
-    pushing = Workspace.open(Runtime(root=tmp_path / "a", threads=1, remote=url, push=True), Quiet())
+def test_what_stages_make_is_published_and_found_by_the_next_machine_and_no_secret_is_written(
+    tiny_preset: Path, url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    pushing = Workspace.open(Runtime(root=tmp_path / "a", threads=1, remote=url, push=True), Plain())
     first = chain(tiny_preset, pushing, *SHORT)
     first.train()
     assert {pointer.id for pointer in sharing.list_remote(RemoteStore(url))} == {
@@ -273,6 +344,14 @@ def test_what_stages_make_is_published_and_found_by_the_next_machine(tiny_preset
         one.made.artifact.manifest_sha256 for one in first.runs
     ]
     assert not [path for path in (tmp_path / "b").rglob("*") if path.is_file()]  # nothing of it was read
+    second.analyze(only=["kurtosis"])
+    for machine in ("a", "b"):
+        written = [path for path in (tmp_path / machine).rglob("*") if path.is_file()]
+        assert {"manifest.json", "run.json"} < {path.name for path in written}
+        assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    out, err = capfd.readouterr()
+    assert "push train-" in err
+    assert SECRET not in out + err
 
 
 def test_pushing_needs_a_remote(tmp_path: Path):
@@ -295,6 +374,20 @@ def test_a_notebook_opens_what_the_team_has(
     harvest = sae.parents["activations"].id
     rows = sparsemill.open_activations(harvest, root=tmp_path / "b").read(0, 8).rows
     np.testing.assert_array_equal(rows, sparsemill.open_activations(harvest, root=ours.store.root).read(0, 8).rows)
+
+
+def test_pruning_names_what_it_leaves(tmp_path: Path, command: Callable[..., tuple[str, str]]):
+    store = ArtifactStore(tmp_path / "store")
+    old, other = (
+        store.make(Spec("harvest", 1, {"seed": seed}), lambda _: Result({}), provenance={}).artifact for seed in (0, 1)
+    )
+    for one in (old, other):
+        os.utime(one.folder / "manifest.json", (0, 0))
+    with store.lock(old.id):
+        out, err = command("artifacts", "prune", "--yes", "--home", store.root)
+    assert err == f"  left harvest/{old.id}: another process works on it\n"
+    assert f"harvest/{other.id}" in out
+    assert store.list() == [old]
 
 
 def test_it_is_explained_why_a_stage_would_run(made: tuple[Workspace, Artifact], tiny_preset: Path, tmp_path: Path):

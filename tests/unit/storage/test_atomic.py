@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import mmap
 import os
 import threading
@@ -193,6 +194,26 @@ def test_lock_excludes_other_threads_and_tells_that_it_waits(tmp_path: Path):
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
+
+
+def test_who_asks_learns_whether_a_lock_is_held_and_never_holds_it(tmp_path: Path):
+    lock = tmp_path / "lock"
+    assert atomic.is_locked(lock) in {False, None}
+    assert not lock.exists()
+    with atomic.exclusive_lock(lock):
+        if atomic.is_locked(lock) is None:
+            pytest.skip("the system does not tell")
+        assert atomic.is_locked(lock)
+    assert atomic.is_locked(lock) is False
+
+
+def test_where_the_system_does_not_tell_locks_work_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with atomic.exclusive_lock(tmp_path / "lock"):
+        assert atomic.is_locked(tmp_path / "lock") is None
 
 
 @pytest.mark.parametrize("contents", [b"", b"garbage", b"12345"])

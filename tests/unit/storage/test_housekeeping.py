@@ -1,9 +1,11 @@
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+from storage import atomic
 from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore, Result, Spec, Staging
 from storage.errors import CorruptArtifact
@@ -98,6 +100,55 @@ def test_what_someone_works_on_is_left_with_all_it_was_made_from(store: Artifact
     with store.lock(harvest.id):
         assert prune(store, older_than_days=30) == []
     assert len(prune(store, older_than_days=30)) == 2
+
+
+def test_what_is_needed_by_the_time_it_would_go_is_left_and_told(store: ArtifactStore):
+    tokens = make(store, "tokenize")
+    made = [make(store, "harvest", tokens, seed=seed) for seed in range(6)]
+    first, tagged, trained_on, begun_on, touched, gone = sorted(made, key=lambda one: one.id)  # as they would go
+    age(store.root)
+
+    def meanwhile(_operation: str, path: Path) -> None:
+        if path == store.root / ".removed" / first.id:
+            atomic.set_fault_hook(None)
+            store.tag("good", tagged)
+            make(store, "train", trained_on)
+            begin(store, begun_on)
+            os.utime(touched.folder / "manifest.json")
+
+    left: dict[str, str] = {}
+    atomic.set_fault_hook(meanwhile)
+    try:
+        removed = prune(store, older_than_days=30, on_left=lambda one, why: left.update({one.artifact_id: why}))
+    finally:
+        atomic.set_fault_hook(None)
+    assert [one.artifact_id for one in removed] == [first.id, gone.id]
+    needed = [tagged, trained_on, begun_on, tokens]
+    assert left == {one.id: "it is needed by now" for one in needed} | {touched.id: "it was changed meanwhile"}
+    assert {one.id for one in store.list("harvest")} == {one.id for one in made} - {first.id, gone.id}
+
+
+def test_what_another_removed_or_made_again_meanwhile_is_no_error(store: ArtifactStore):
+    tokens = make(store, "tokenize")
+    seeds = {make(store, "harvest", tokens, seed=seed).id: seed for seed in range(2)}
+    first, second = sorted(seeds)  # as they would go
+    age(store.root)
+
+    def meanwhile(_operation: str, path: Path) -> None:
+        if path == store.root / ".removed" / second:
+            atomic.set_fault_hook(None)
+            make(store, "harvest", tokens, seed=seeds[first])
+            shutil.rmtree(tokens.folder)
+
+    left: list[tuple[str, str]] = []
+    atomic.set_fault_hook(meanwhile)
+    try:
+        removed = prune(store, older_than_days=30, on_left=lambda one, why: left.append((one.artifact_id, why)))
+    finally:
+        atomic.set_fault_hook(None)
+    assert [one.artifact_id for one in removed] == [first, second]
+    assert left == [(tokens.id, "it has gone already")]
+    assert [one.id for one in store.list()] == [first]
 
 
 def test_a_damaged_manifest_stops_it_all(store: ArtifactStore):

@@ -1,17 +1,26 @@
 import errno
 import hashlib
+import ipaddress
+import ssl
+import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from storage import remote as remote_module
 from storage.artifacts import Artifact, ArtifactStore, Result, Spec, Staging
 from storage.errors import ArtifactNotFound, ConfigError, RemoteError, SparsemillError, StorageFull
 from storage.remote import RemoteStore
+from storage.transfers import verify_remote
 
 BIG = bytes(range(256)) * 40_000  # 10 MB: several pieces
 FILES = {"a/b.bin": BIG, "empty": b"", "with space": b"x"}
@@ -90,6 +99,40 @@ def test_a_file_comes_from_a_folder_and_over_http(
         assert list(target.parent.iterdir()) == [target]
 
 
+def certify(folder: Path) -> Path:
+    """Writes a certificate for 127.0.0.1 that nobody has signed, with its key, into one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
+    address, day = x509.IPAddress(ipaddress.ip_address("127.0.0.1")), timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, datetime.now(UTC) - day, datetime.now(UTC) + day)
+    signed = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False).sign(key, hashes.SHA256())
+    path = folder / "certificate.pem"
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    path.write_bytes(signed.public_bytes(pem) + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own store alone says who is trusted")
+def test_a_file_comes_over_https_from_whom_the_system_trusts_alone(
+    artifact: Artifact, server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    certificate = certify(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+
+    def fetch(host: str, name: str) -> bytes:
+        RemoteStore(f"https://{host}:{server.server_port}").fetch_file(artifact, name, tmp_path / "target")
+        return (tmp_path / "target").read_bytes()
+
+    with pytest.raises(RemoteError):
+        fetch("127.0.0.1", "empty")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert {name: fetch("127.0.0.1", name) for name in FILES} == FILES
+    with pytest.raises(RemoteError):
+        fetch("localhost", "empty")  # it is not for this name
+
+
 def test_a_remote_may_lie_below_a_path(artifact: Artifact, folder: Path, server: ThreadingHTTPServer, tmp_path: Path):
     folder.rename(folder.with_name("moved"))
     folder.mkdir()
@@ -156,6 +199,105 @@ def test_a_remote_that_fails_says_why_and_no_secret(
     assert f"127.0.0.1:{port}" in str(caught.value)
     assert_no_secret(caught.value)
     assert list(tmp_path.glob("*target*")) == []
+
+
+class StatusHandler(BaseHTTPRequestHandler):
+    """Answers everything with one status, and a page that nobody is to see."""
+
+    status: int
+    protocol_version = "HTTP/1.1"
+
+    def answer(self) -> None:
+        page = b"<Error><Message>status code: 200, topsecret</Message></Error>"
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    do_GET = do_PUT = do_POST = answer
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+@pytest.fixture
+def answering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Generator[RemoteStore]:
+    """A bucket whose server answers everything with the status asked for."""
+    handler = type("Handler", (StatusHandler,), {"status": request.param})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        settings = {"REGION": "us-east-1", "ACCESS_KEY_ID": "user", "SECRET_ACCESS_KEY": "topsecret"}
+        for name, value in (settings | {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}).items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setattr(remote_module, "_ATTEMPTS", 1)
+        yield RemoteStore("s3://bucket/team")
+        server.shutdown()
+        thread.join()
+
+
+BUSY, DENIED, REFUSED = "busy", "look at the credentials", "refused"
+STATUSES = {
+    301: REFUSED, 304: REFUSED, 307: REFUSED, 400: REFUSED, 401: DENIED, 403: DENIED, 405: REFUSED, 408: BUSY,
+    409: REFUSED, 411: REFUSED, 412: REFUSED, 416: REFUSED, 429: BUSY, 500: BUSY, 502: BUSY, 503: BUSY, 504: BUSY,
+}  # fmt: skip
+CALLS: dict[str, tuple[str, Callable[[RemoteStore], object]]] = {
+    "read": ("read", lambda remote: remote.read("key", at_most=9)),
+    "read_range": ("read", lambda remote: remote.read_range("key", 4, 9)),
+    "put": ("written", lambda remote: remote.put("key", b"x")),
+    "sizes": ("listed", lambda remote: remote.sizes("prefix")),
+    "folders": ("listed", lambda remote: remote.folders()),
+}
+
+
+@pytest.mark.parametrize(("answering", "means"), STATUSES.items(), indirect=["answering"], ids=str)
+def test_a_status_says_whether_it_may_pass_or_is_a_matter_of_rights(answering: RemoteStore, means: str):
+    for done, call in CALLS.values():
+        with pytest.raises(RemoteError, match=f"could not be {done}|a shorter file") as caught:
+            call(answering)
+        assert caught.value.transient == (means == BUSY)
+        assert (DENIED in str(caught.value)) == (means == DENIED)
+        assert_no_secret(caught.value)
+
+
+@pytest.mark.parametrize("answering", [404], indirect=True)
+def test_of_a_read_404_means_no_such_file_and_of_all_else_no_such_bucket(answering: RemoteStore):
+    assert answering.read("key", at_most=9) is None
+    with pytest.raises(ArtifactNotFound, match="does not have this file"):
+        answering.read_range("key", 4, 9)
+    calls = [call for done, call in CALLS.values() if done != "read"]
+    for call in (*calls, lambda remote: remote.create("key", b"x")):
+        with pytest.raises(RemoteError, match="no such bucket") as caught:
+            call(answering)
+        assert not caught.value.transient
+        assert_no_secret(caught.value)
+
+
+@pytest.mark.parametrize("answering", [403], indirect=True)
+def test_a_file_that_may_not_be_read_is_no_damaged_file(artifact: Artifact, answering: RemoteStore):
+    with pytest.raises(RemoteError, match="look at the credentials"):
+        verify_remote(artifact, answering)
+
+
+@pytest.mark.parametrize("answering", [416], indirect=True)
+def test_a_file_without_the_range_asked_for_is_a_shorter_one(answering: RemoteStore):
+    with pytest.raises(RemoteError, match=r"a shorter file.*expected the range"):
+        answering.read_range("key", 4, 9)
+
+
+def test_a_shared_folder_that_is_gone_or_closed_is_named(
+    artifact: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(path: Path, pieces: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    remote = RemoteStore(str(folder))
+    monkeypatch.setattr("storage.atomic.put_file", refuse)
+    with pytest.raises(RemoteError, match="look at the rights on the folder") as caught:
+        remote.put_file(artifact, "empty")
+    assert not caught.value.transient
+    with pytest.raises(RemoteError, match="no such folder"):
+        remote.settle(["nowhere/at/all"])
 
 
 @pytest.mark.parametrize("url", ["ftp://user:secret@host/x?sig=topsecret", "file:///no/such/folder", "no/such/folder"])
