@@ -22,6 +22,7 @@ def analyze(
     device: str = "cpu",
     dask: str | None = None,
     workers: Count | None = None,
+    push: bool = False,
 ) -> Any:
     """Analyses an autoencoder and writes the report.
 
@@ -36,6 +37,7 @@ def analyze(
         device: where activations are computed: cpu, cuda, cuda:1...
         dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
         workers: share them among this many processes of the machine instead.
+        push: publish what is made, or was found here, to SPARSEMILL_REMOTE.
     """
 
     def analyses(chain: Chain) -> None:
@@ -44,4 +46,6 @@ def analyze(
         others = [store.resolve(reference, stage=AUTOENCODER_STAGES) for reference in companions]
         chain.report(artifact, only, others)
 
-    return run_chain(analyses, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
+    return run_chain(
+        analyses, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers, push=push
+    )

@@ -18,6 +18,7 @@ def harvest(
     device: str = "cpu",
     dask: str | None = None,
     workers: Count | None = None,
+    push: bool = False,
 ) -> Any:
     """Harvests activations into shuffled shards; tokenizes first where that is missing.
 
@@ -29,5 +30,8 @@ def harvest(
         device: where activations are computed: cpu, cuda, cuda:1...
         dask: a Dask scheduler whose workers share tokenizing, harvest and survey, tcp://host:8786.
         workers: share them among this many processes of the machine instead.
+        push: publish what is made, or was found here, to SPARSEMILL_REMOTE.
     """
-    return run_chain(Chain.harvest, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
+    return run_chain(
+        Chain.harvest, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers, push=push
+    )

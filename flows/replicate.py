@@ -21,6 +21,7 @@ def replicate(
     device: str = "cpu",
     dask: str | None = None,
     workers: Count | None = None,
+    push: bool = False,
 ) -> Any:
     """Tokenizes, harvests, trains, analyses and reports; what is there already is found.
 
@@ -32,13 +33,16 @@ def replicate(
         device: where activations are computed: cpu, cuda, cuda:1...
         dask: a Dask scheduler whose workers share tokenizing, harvest and survey, tcp://host:8786.
         workers: share them among this many processes of the machine instead.
+        push: publish what is made, or was found here, to SPARSEMILL_REMOTE.
     """
 
     def everything(chain: Chain) -> None:
         chain.report()
         print_summary(chain)
 
-    return run_chain(everything, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
+    return run_chain(
+        everything, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers, push=push
+    )
 
 
 app = App(name="python -m flows.replicate", help="Run the whole pipeline as a Prefect flow, in this process.")

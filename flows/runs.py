@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
 
-from flows.story import reporter, tell_outcome
+from flows.story import Listener, reporter, tell_outcome
 from pipeline.config import Runtime, load_preset, validate
 from pipeline.stages import Chain
 from pipeline.workspace import Workspace
@@ -96,8 +96,12 @@ def open_chain(preset: str, overrides: Sequence[str], root: str | None, **runtim
 
 def _is_being_cancelled() -> bool:
     """Whether somebody asked for it: a stage that put the signal off until it had saved hides that from Prefect."""
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(UUID(flow_run.id)).state
+
+    def read() -> State[Any] | None:
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run(UUID(flow_run.id)).state
+
+    state = Listener().ask(read)
     return state is not None and state.is_cancelling()
 
 

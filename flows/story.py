@@ -2,16 +2,20 @@
 
 Everything here is an artifact of Prefect's, in the run's own tab and, by its key, beside those of earlier runs. What
 stages say goes to the run's log where a worker runs it, and to the terminal where a person does. A server that does not
-answer costs a run its story, never its work. Rejected: Prefect's assets (its open-source server has no page for them;
-an artifact's lineage is in its manifest).
+answer costs a run its story, never its work: Prefect's client asks a silent one again and again, for a minute and more,
+so it is told things from another thread. Rejected: Prefect's assets (its open-source server has no page for them; an
+artifact's lineage is in its manifest).
 """
 
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from logging import LogRecord
-from typing import TypeVar, cast
+from threading import Thread
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -23,7 +27,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.exceptions import CancelledRun, PrefectHTTPStatusError
+from prefect.exceptions import CancelledRun
 from prefect.logging import get_logger
 from prefect.runtime import deployment
 
@@ -34,8 +38,62 @@ from pipeline.summary import figures
 from storage.errors import SparsemillError
 
 _SECONDS_BETWEEN_UPDATES = 5.0
-_UNTOLD = (httpx.HTTPError, PrefectHTTPStatusError)
+_PATIENCE_SECONDS = 10.0
 T = TypeVar("T")
+
+
+class Listener:
+    """Prefect's server, as a run tells it things: one after the other, each from a thread of its own.
+
+    The work waits for an answer only where the server had one the last time. What comes while something is still
+    without an answer stays untold.
+
+    Args:
+        patience: seconds that a server which answers is waited for.
+    """
+
+    def __init__(self, patience: float = _PATIENCE_SECONDS):
+        self._patience = patience
+        self._last: Future[Any] | None = None
+
+    def tell(self, say: Callable[[], T]) -> "Future[T] | None":
+        """Makes a call of Prefect's client; what becomes of it, or None where it stays untold."""
+        last = self._last
+        if last is not None and not last.done():
+            return None
+        call: Future[T] = Future()
+        self._last = call
+
+        def make() -> None:
+            try:
+                call.set_result(say())
+            except Exception as error:  # noqa: BLE001 - raised where the answer is wanted
+                call.set_exception(error)
+
+        context = copy_context()  # which names the run that an artifact belongs to
+        Thread(target=context.run, args=(make,), daemon=True, name="sparsemill-story").start()
+        wait([call], 0 if last is not None and _is_silent(last) else self._patience)
+        return call
+
+    def ask(self, question: Callable[[], T]) -> T | None:
+        """As :meth:`tell`; the answer, or None where there is none yet."""
+        return answer_of(self.tell(question))
+
+
+def answer_of(call: "Future[T] | None") -> T | None:
+    """What the server answered; None where it has not, or refused."""
+    if call is None or not call.done() or isinstance(call.exception(), httpx.HTTPError):
+        return None
+    return call.result()
+
+
+def _is_silent(call: "Future[Any]") -> bool:
+    error = call.exception()
+    return isinstance(error, httpx.HTTPError) and not isinstance(error, httpx.HTTPStatusError)
+
+
+LISTENER = Listener()
+"""The server of this process."""
 
 
 class InLog(Plain):
@@ -60,12 +118,13 @@ class InUI:
         """See ``Reporter``."""
         at, told, last_note = start, time.monotonic(), ""
         said = f"{label}: {at:,} of {total:,} {unit}"
-        place = cast("UUID | None", _told(lambda: create_progress_artifact(_percent(at, total), description=said)))
+        bar = LISTENER.tell(partial(create_progress_artifact, _percent(at, total), description=said))
 
         def tell() -> None:
+            place = cast("UUID | None", answer_of(bar))
             if place is not None:
                 said = f"{label}: {at:,} of {total:,} {unit}  {last_note}".rstrip()
-                _told(partial(update_progress_artifact, place, _percent(at, total), description=said))
+                LISTENER.tell(partial(update_progress_artifact, place, _percent(at, total), description=said))
 
         with self._inner.track(label, total, unit, start=start) as advance:
 
@@ -103,29 +162,21 @@ def tell_outcome(chain: Chain) -> None:
         }
         for run in chain.runs
     ]
-    _told(lambda: create_table_artifact(stages, key="stages", description="What was made or found"))
+    LISTENER.ask(lambda: create_table_artifact(stages, key="stages", description="What was made or found"))
     rows = [{"quantity": label, "value": value} for label, value in figures(chain).items()]
-    _told(lambda: create_table_artifact(rows, key="figures", description="Key figures"))
+    LISTENER.ask(lambda: create_table_artifact(rows, key="figures", description="Key figures"))
     last = chain.runs[-1].made.artifact
     if last.stage != "report":
         return
     headline, page = headline_markdown(last, chain.workspace), (last.folder / "index.html").absolute()
-    _told(lambda: create_markdown_artifact(headline, key="headline", description="Beside the post's numbers"))
-    _told(
-        lambda: create_link_artifact(page.as_uri(), link_text=last.id, key="report", description=f"The report: {page}")
-    )
+    LISTENER.ask(lambda: create_markdown_artifact(headline, key="headline", description="Beside the post's numbers"))
+    said = f"The report: {page}"
+    LISTENER.ask(lambda: create_link_artifact(page.as_uri(), link_text=last.id, key="report", description=said))
 
 
 def _says_more(record: LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, SparsemillError | CancelledRun)
-
-
-def _told(tell: Callable[[], T]) -> T | None:
-    try:
-        return tell()
-    except _UNTOLD:
-        return None
 
 
 def _percent(done: int, total: int) -> float:

@@ -21,6 +21,7 @@ def cross_seed(
     device: str = "cpu",
     dask: str | None = None,
     workers: Count | None = None,
+    push: bool = False,
 ) -> Any:
     """Trains an autoencoder from other random starts and compares what is found.
 
@@ -34,9 +35,12 @@ def cross_seed(
         device: where activations are computed: cpu, cuda, cuda:1...
         dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
         workers: share them among this many processes of the machine instead.
+        push: publish what is made, or was found here, to SPARSEMILL_REMOTE.
     """
     study = studies.cross_seed(seeds)
-    return _run(study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
+    return _run(
+        study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers, push=push
+    )
 
 
 @flow(name="orthogonal-rerun")
@@ -50,6 +54,7 @@ def orthogonal_rerun(
     device: str = "cpu",
     dask: str | None = None,
     workers: Count | None = None,
+    push: bool = False,
 ) -> Any:
     """Trains an autoencoder anew, its encoder kept orthogonal to the ultra-low direction.
 
@@ -63,9 +68,12 @@ def orthogonal_rerun(
         device: where activations are computed: cpu, cuda, cuda:1...
         dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
         workers: share them among this many processes of the machine instead.
+        push: publish what is made, or was found here, to SPARSEMILL_REMOTE.
     """
     study = studies.orthogonal_rerun(features)
-    return _run(study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
+    return _run(
+        study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers, push=push
+    )
 
 
 @flow(name="encoder-sparsity")
@@ -80,6 +88,7 @@ def encoder_sparsity(
     device: str = "cpu",
     dask: str | None = None,
     workers: Count | None = None,
+    push: bool = False,
 ) -> Any:
     """Trains an autoencoder anew with penalties on its encoder's weights.
 
@@ -94,9 +103,12 @@ def encoder_sparsity(
         device: where activations are computed: cpu, cuda, cuda:1...
         dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
         workers: share them among this many processes of the machine instead.
+        push: publish what is made, or was found here, to SPARSEMILL_REMOTE.
     """
     study = studies.encoder_sparsity(l1, l2)
-    return _run(study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
+    return _run(
+        study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers, push=push
+    )
 
 
 @flow(name="site-comparison")
@@ -111,6 +123,7 @@ def site_comparison(
     device: str = "cpu",
     dask: str | None = None,
     workers: Count | None = None,
+    push: bool = False,
 ) -> Any:
     """Trains an autoencoder at other sites of the model, on the same corpus, and compares them at equal L0.
 
@@ -125,9 +138,12 @@ def site_comparison(
         device: where activations are computed: cpu, cuda, cuda:1...
         dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
         workers: share them among this many processes of the machine instead.
+        push: publish what is made, or was found here, to SPARSEMILL_REMOTE.
     """
     study = studies.site_comparison(sites, l1_factors)
-    return _run(study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
+    return _run(
+        study, sae, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers, push=push
+    )
 
 
 def _run(study: Study, sae: str | None, preset: str, overrides: Texts, root: str | None, **runtime: Any) -> Any:

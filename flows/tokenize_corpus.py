@@ -17,6 +17,7 @@ def tokenize(
     threads: Count | None = None,
     dask: str | None = None,
     workers: Count | None = None,
+    push: bool = False,
 ) -> Any:
     """Tokenizes the preset's corpus into prompts.
 
@@ -27,5 +28,6 @@ def tokenize(
         threads: CPU threads; torch's own choice by default.
         dask: a Dask scheduler whose workers encode texts, tcp://host:8786.
         workers: encode them in this many processes of the machine instead.
+        push: publish what is made, or was found here, to SPARSEMILL_REMOTE.
     """
-    return run_chain(Chain.tokenize, preset, overrides, root, threads=threads, dask=dask, workers=workers)
+    return run_chain(Chain.tokenize, preset, overrides, root, threads=threads, dask=dask, workers=workers, push=push)

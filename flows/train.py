@@ -18,6 +18,7 @@ def train(
     device: str = "cpu",
     dask: str | None = None,
     workers: Count | None = None,
+    push: bool = False,
 ) -> Any:
     """Trains an autoencoder from the shards; makes first what is missing upstream.
 
@@ -29,5 +30,8 @@ def train(
         device: where activations are computed: cpu, cuda, cuda:1...
         dask: a Dask scheduler whose workers share a harvest that is missing, tcp://host:8786.
         workers: share them among this many processes of the machine instead.
+        push: publish what is made, or was found here, to SPARSEMILL_REMOTE.
     """
-    return run_chain(Chain.train, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers)
+    return run_chain(
+        Chain.train, preset, overrides, root, threads=threads, device=device, dask=dask, workers=workers, push=push
+    )

@@ -21,6 +21,9 @@ from pipeline.analysis import ANALYSES
 from pipeline.config import Runtime, load_preset
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace
+from storage.artifact import Artifact
+from storage.artifacts import ArtifactStore
+from storage.remote import RemoteStore
 
 ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
@@ -71,6 +74,17 @@ found.append([1, state.name, state.message])
 print(json.dumps(found))
 """
 
+SLOW_WINDOWS = """
+import time
+from pipeline.windows import WindowHarvester
+compute = WindowHarvester.compute
+def slow(*arguments):
+    time.sleep(2)
+    return compute(*arguments)
+WindowHarvester.compute = slow
+"""
+"""A ``sitecustomize.py`` for a flow run's process."""
+
 
 class Team:
     """A server with its workers, and what a teammate's shell does with it."""
@@ -104,10 +118,27 @@ class Team:
         assert found is not None, output
         return self.ask(f"flow_runs/{found[0]}")
 
-    def submit(self, name: str, **parameters: Any) -> str:
+    def submit(self, name: str, environment: dict[str, str] | None = None, **parameters: Any) -> str:
         deployment = self.ask(f"deployments/name/{name}")
         asked = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        asked |= {"job_variables": {"env": environment}} if environment else {}
         return self.ask(f"deployments/{deployment['id']}/create_flow_run", asked)["id"]
+
+    def begun(
+        self, name: str, environment: dict[str, str] | None = None, **parameters: Any
+    ) -> tuple[str, list[psutil.Process]]:
+        """A run whose stage of that name has begun, and its processes."""
+        run_id = self.submit(f"{name}/{name}", environment, **parameters)
+        wait_until(lambda: name in self.artifacts(run_id))
+        processes = self.local.running()["worker-cpu"].children(recursive=True)
+        assert processes
+        return run_id, processes
+
+    def cancel(self, run_id: str) -> None:
+        """As the UI's button does; the run says so at its end."""
+        self.ask(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
+        assert self.ended(run_id)["state_name"] == "Cancelled"
+        assert "Traceback" not in self.log(run_id)
 
     def ended(self, run_id: str) -> dict[str, Any]:
         return wait_until(lambda: (run := self.ask(f"flow_runs/{run_id}"))["end_time"] and run)
@@ -195,6 +226,14 @@ def test_deployments_are_forms_in_two_pools(team: Team):
         team.submit("analyze/analyze", only=["nul_space"])
 
 
+def test_everything_stays_on_loopback_and_nothing_is_reported(team: Team):
+    found = [one for process in team.processes() for one in process.net_connections("inet")]
+    assert ("127.0.0.1", team.port) in {one.laddr for one in found if one.status == psutil.CONN_LISTEN}
+    assert {one.laddr.ip for one in found} == {"127.0.0.1"}
+    assert {one.raddr.ip for one in found if one.raddr} <= {"127.0.0.1"}
+    assert team.ask("admin/settings")["server"]["analytics_enabled"] is False
+
+
 @pytest.fixture(scope="module")
 def harvested(team: Team, tiny_preset: Path) -> dict[str, Any]:
     """The flow run that harvested first."""
@@ -258,30 +297,55 @@ def test_what_is_transient_is_tried_again_and_damage_is_not(team: Team, tiny_pre
     assert "sha256" in damaged[2]
 
 
+def chain_at(root: Path, parameters: dict[str, Any]) -> Chain:
+    """The chain of a run's parameters, in this process."""
+    workspace = Workspace.open(Runtime(root=root, threads=1))
+    return Chain(load_preset(parameters["preset"], parameters["overrides"]), workspace, run_directly)
+
+
+def manifest(root: Path, artifact: Artifact) -> bytes:
+    return (root / artifact.stage / artifact.id / "manifest.json").read_bytes()
+
+
+def test_a_cancelled_harvest_goes_on_from_its_windows_and_is_published(team: Team, tiny_preset: Path, tmp_path: Path):
+    parameters: dict[str, Any] = {"preset": str(tiny_preset), "overrides": ["harvest.seed=1"]}
+    (tmp_path / "sitecustomize.py").write_text(SLOW_WINDOWS)
+
+    def windows() -> list[Path]:
+        return sorted((team.store / ".staging").glob("harvest-*/files/**/window-*"))
+
+    cancelled, processes = team.begun("harvest", {"PYTHONPATH": str(tmp_path)}, **parameters)
+    wait_until(windows)
+    team.cancel(cancelled)
+    wait_until(lambda: not any(map(is_alive, processes)))
+    assert windows()
+
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    again = team.submit("harvest/harvest", {"SPARSEMILL_REMOTE": str(shared)}, push=True, **parameters)
+    resumed = team.ended(again)
+    assert resumed["state_name"] == "Resumed"
+    made = chain_at(tmp_path / "uninterrupted", parameters).harvest()
+    assert resumed["state"]["message"] == made.id
+    assert manifest(team.store, made) == manifest(tmp_path / "uninterrupted", made)
+    published = ArtifactStore(tmp_path / "elsewhere", remote=RemoteStore(str(shared))).open(made.id)
+    assert published.manifest_sha256 == made.manifest_sha256
+
+
 def test_a_stopped_training_goes_on_after_a_cancellation_a_lost_worker_and_a_restart(
-    team: Team, analysed: dict[str, Any], tiny_preset: Path
+    team: Team, analysed: dict[str, Any], tiny_preset: Path, tmp_path: Path
 ):
     parameters: dict[str, Any] = {"preset": str(tiny_preset), "overrides": ["train.autoencoder.steps=4000"]}
-
-    def training() -> tuple[str, list[psutil.Process]]:
-        """A run that has begun to train, and its processes."""
-        run_id = team.submit("train/train", **parameters)
-        wait_until(lambda: "train" in team.artifacts(run_id))
-        processes = team.local.running()["worker-cpu"].children(recursive=True)
-        assert processes
-        return run_id, processes
 
     def checkpoints() -> list[Path]:
         return sorted((team.store / ".staging").glob("train-*/files/checkpoint-*.safetensors"))
 
-    cancelled, processes = training()
-    team.ask(f"flow_runs/{cancelled}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
-    assert team.ended(cancelled)["state_name"] == "Cancelled"
+    cancelled, processes = team.begun("train", **parameters)
+    team.cancel(cancelled)
     wait_until(lambda: not any(map(is_alive, processes)))
-    assert "Traceback" not in team.log(cancelled)
     assert len(first := checkpoints()) == 1
 
-    _, processes = training()
+    _, processes = team.begun("train", **parameters)
     before = team.local.running()
     before["worker-cpu"].terminate()
     processes.append(before.pop("worker-cpu"))
@@ -290,7 +354,7 @@ def test_a_stopped_training_goes_on_after_a_cancellation_a_lost_worker_and_a_res
     team.do("up")
     assert before.items() < team.local.running().items()  # what runs is left alone
 
-    _, processes = training()
+    _, processes = team.begun("train", **parameters)
     ours = team.processes()
     assert set(processes) < set(ours)
     team.do("down")
@@ -300,14 +364,34 @@ def test_a_stopped_training_goes_on_after_a_cancellation_a_lost_worker_and_a_res
 
     resumed = team.ended(team.submit("train/train", **parameters))
     assert resumed["state_name"] == "Resumed"
-    workspace = Workspace.open(Runtime(root=team.store.with_name("uninterrupted"), threads=1))
-    made = Chain(load_preset(str(tiny_preset), parameters["overrides"]), workspace, run_directly).train()
+    made = chain_at(tmp_path / "uninterrupted", parameters).train()
     assert resumed["state"]["message"] == made.id
-    resumed_manifest = team.store / "train" / made.id / "manifest.json"
-    assert resumed_manifest.read_bytes() == (made.folder / "manifest.json").read_bytes()
+    assert manifest(team.store, made) == manifest(tmp_path / "uninterrupted", made)
 
     again = team.run("analyze/analyze", f"preset={tiny_preset}", ANALYSES_ASKED)
     assert (again["state_name"], again["state"]["message"]) == ("Cached", analysed["state"]["message"])
+
+
+def test_a_training_outlives_its_server_and_down_ends_what_is_left(
+    team: Team, analysed: dict[str, Any], tiny_preset: Path
+):
+    parameters: dict[str, Any] = {"preset": str(tiny_preset), "overrides": ["train.autoencoder.steps=3000"]}
+    soon = {"PREFECT_CLIENT_MAX_RETRIES": "2"}  # what Prefect itself asks a server that is gone: five times, a minute
+    _, processes = team.begun("train", soon, **parameters)
+    team.local.running()["server"].kill()
+    wait_until(lambda: not team.local.answers())
+    assert list((team.store / ".staging").glob("train-*"))
+    left = team.processes()
+    assert set(processes) < set(left)  # the run, and workers that ask for their server for ever
+    wait_until(lambda: not any(map(is_alive, processes)))
+    chain = chain_at(team.store, parameters)
+    chain.train()
+    assert chain.runs[-1].made.status == "cached"
+    assert team.processes()
+
+    team.do("down")
+    assert not any(map(is_alive, left))
+    assert team.processes() == []
 
 
 def test_a_port_of_somebody_else_is_named_and_nothing_started(tmp_path: Path):

@@ -1,3 +1,4 @@
+from threading import Event
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
+    monkeypatch.setattr(story, "LISTENER", story.Listener())
     monkeypatch.setattr(story, "create_progress_artifact", server.tell)
     monkeypatch.setattr(story, "update_progress_artifact", server.tell)
     return server
@@ -57,3 +59,45 @@ def test_a_server_that_does_not_answer_costs_no_work(server: Server, capsys: pyt
     with story.InUI(Plain()).track("train", 40, "steps") as advance:
         advance(40)
     assert "train: 40 steps in" in capsys.readouterr().err
+
+
+def refuse() -> None:
+    raise httpx.ConnectError("no answer")
+
+
+def deny() -> None:
+    raise httpx.HTTPStatusError("denied", request=httpx.Request("GET", "http://it"), response=httpx.Response(403))
+
+
+def test_work_waits_for_a_silent_server_once_and_then_no_more():
+    answer = Event()
+    listener = story.Listener(patience=0.1)
+    first = listener.tell(answer.wait)
+    assert first is not None
+    assert not first.done()
+    assert listener.tell(lambda: None) is None  # the first is without its answer still
+    answer.set()
+    assert first.result(10) is True
+    assert story.Listener().ask(refuse) is None
+
+
+def test_a_server_that_was_gone_is_told_again_but_not_waited_for_until_it_answers():
+    listener, answer = story.Listener(patience=60), Event()
+    assert listener.ask(refuse) is None
+    later = listener.tell(answer.wait)  # returns at once
+    assert later is not None
+    assert not later.done()
+    answer.set()
+    assert later.result(10) is True
+    assert listener.ask(lambda: 5) == 5
+
+
+def test_a_server_that_denies_something_answers():
+    listener = story.Listener()
+    assert listener.ask(deny) is None
+    assert listener.ask(lambda: 5) == 5
+
+
+def test_a_defect_in_what_is_told_is_no_silence():
+    with pytest.raises(ZeroDivisionError):
+        story.Listener().ask(lambda: 1 / 0)
