@@ -1,24 +1,23 @@
 """The sweep that chose the demo's autoencoder: ``python -m bench.demo_sweep``.
 
 Trains variants of the demo's preset for 600 steps at learning rate 3e-3 (the base), through the artifact store, on the
-demo's activations, and writes ``bench/results/demo-sweep.json`` (variants, figures, machine). Loss recovered is that of
-the training log: 64 held-out prompts. docs/demo.md shows the table.
+demo's activations. Loss recovered is that of the training log: 64 held-out prompts. Writes
+``bench/results/demo_sweep.json``, for docs/demo.md.
 """
 
+import argparse
 import json
 import os
-import platform
-import sys
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-import torch
-
+from bench.machine import say, write_results
+from bench.tables import markdown
 from pipeline.config import Runtime, load_preset
 from pipeline.progress import for_stderr
 from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace, facts
 
-RESULTS = Path(__file__).parent / "results" / "demo-sweep.json"
 SAE = "train.autoencoder."
 BASE = [SAE + "steps=600", SAE + "learning_rate=3e-3"]
 VARIANTS: dict[str, list[str]] = {
@@ -33,29 +32,61 @@ VARIANTS: dict[str, list[str]] = {
         SAE + 'init="kaiming"', SAE + 'b_dec_init="zero"', SAE + 'b_enc_init="zero"', SAE + "target_l0=null",
     ],
 }  # fmt: skip
+MEASURED = ("l0", "fve", "loss_recovered", "dead_fraction", "below_1e-4")
 
 
 def measure(overrides: list[str], workspace: Workspace) -> dict[str, float]:
     """The closing figures of one variant's training; what is there already is found."""
-    sae = Chain(load_preset("demo", [*BASE, *overrides]), workspace, run_directly).train()
-    figures = facts(sae)
-    wanted = ("l0", "fve", "loss_recovered", "dead_fraction", "below_1e-4")
-    return {name: figures[name] for name in wanted}
+    figures = facts(Chain(load_preset("demo", [*BASE, *overrides]), workspace, run_directly).train())
+    return {name: figures[name] for name in MEASURED}
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """The blocks of docs/demo.md."""
+    base = figures["base"]["autoencoder"]
+    told = {
+        "base": (
+            f"base: {base['d_sae']} features, l1_coeff {base['l1_coeff']:g}, learning rate {base['learning_rate']:g}, "
+            f"decay over the last {base['lr_decay_fraction']:.0%}"
+        )
+    }
+    rows = [
+        [
+            told.get(row["variant"], row["variant"]),
+            f"{row['l0']:.1f}",
+            f"{row['fve']:.3f}",
+            f"{row['loss_recovered']:.1%}",
+            f"{row['dead_fraction']:.2%}",
+            f"{row['below_1e-4']:.2%}",
+        ]
+        for row in figures["variants"]
+    ]
+    machine, loads = figures["machine"], figures["load"]
+    header = [f"variant, {base['steps']:,} steps", "L0", "explained variance", "loss recovered", "dead", "ultra-low"]
+    return {
+        "variants": markdown(header, rows),
+        "machine": (
+            f"{machine['machine']}, {machine['cores']} cores, torch {machine['versions']['torch']}, Python "
+            f"{machine['python']}; load average {' and '.join(f'{load:.1f}' for load in loads)}."
+        ),
+    }
 
 
 def main() -> None:
-    workspace = Workspace.open(Runtime(), for_stderr())
-    rows = []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice by default")
+    parser.add_argument("--no-write", action="store_true", help="print the figures only")
+    options = parser.parse_args()
+    load, workspace = os.getloadavg()[0], Workspace.open(Runtime(threads=options.threads), for_stderr())
+    rows: list[dict[str, Any]] = []
     for name, overrides in VARIANTS.items():
         rows.append({"variant": name, "overrides": overrides, **measure(overrides, workspace)})
-        print(json.dumps(rows[-1]))
-    machine = {
-        "machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(), "torch": str(torch.__version__),
-        "python": sys.version.split()[0],
+        say(json.dumps(rows[-1]))
+    base = load_preset("demo", BASE).model_dump(mode="json")["train"]
+    figures = {
+        "load": (load, os.getloadavg()[0]), "seed": base["autoencoder"]["seed"], "base": base, "variants": rows,
     }  # fmt: skip
-    RESULTS.write_text(json.dumps({"machine": machine, "preset": load_preset("demo").model_dump(mode="json")["train"],
-                                   "variants": rows}, indent=1) + "\n")  # fmt: skip
+    print(json.dumps(figures) if options.no_write else write_results("demo_sweep", figures))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,12 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
         "largest relative error of a row", "1 - explained variance",
     )  # fmt: skip
     clean = figures["float32_in_another_order"]["clean_cross_entropy"]
+    machine, load = figures["machine"], figures["load"]
     return {
+        "machine": (
+            f"{machine['cpu']}, torch {machine['versions']['torch']}; load average {load[0]:.1f} before and "
+            f"{load[1]:.1f} after."
+        ),
         "round-trip": markdown(header, stored),
         "autoencoder": markdown(
             (
@@ -198,6 +203,7 @@ def main() -> None:
         "rows": ShardReader.of(exact).n_rows,
         "d_in": ShardReader.of(exact).d_in,
         "steps": steps,
+        "seed": preset.train.autoencoder.seed,
         "held_out_prompts": measure.prompts,
         "encodings": rows,
         "float32_in_another_order": measure(chain("float32", "train.reader_seed=1").train()),

@@ -4,13 +4,15 @@ The rows of ``bench.reading``'s store (float16, chunks of 256), once more as Hug
 Arrow files, and in safetensors files; read once in random order, in batches of 4,096, on the same number of threads:
 
 - *ours*: batches as stored, handed to another thread, with checksums, prompts and positions; as in ``bench.reading``;
+- *pread*, *numpy*: our files by ``bench.reading``'s plain ways: the chunks alone into one buffer, without batches; and
+  the least that gives checked and shuffled batches;
 - *safetensors*: 256 rows a slice of a file of 4,096, through the plain shuffling pool of ``bench.reading``;
 - *Arrow, 256 rows an example*: the same loop around ``dataset[i]``;
 - *Arrow, a row an example*: ``dataset[indices]`` of 4,096 random rows: no pool, an exact shuffle. On one thread, as
   ``datasets`` has it.
 
-None but ours checks what it reads. Arrow and safetensors files are mapped into memory: a page is read when a row of it
-is touched. Writes ``bench/results/formats.json``.
+Ours and *numpy* check what they read, the others do not. Arrow and safetensors files are mapped into memory: a page is
+read when a row of it is touched. Writes ``bench/results/formats.json``.
 """
 
 import argparse
@@ -37,13 +39,16 @@ from bench.reading import (
     check_equal,
     read_pooled,
     stored_batches,
+    with_numpy,
     with_ours,
     with_ours_float32,
+    with_pread,
     write_store,
 )
 from bench.tables import markdown
 
-OURS, TENSORS, CHUNKS, SINGLE = "ours", "safetensors", "Arrow, 256 rows an example", "Arrow, a row an example"
+OURS, PREAD, NUMPY = "ours", "pread", "numpy"
+TENSORS, CHUNKS, SINGLE = "safetensors", "Arrow, 256 rows an example", "Arrow, a row an example"
 CHUNK_ROWS = 256
 
 
@@ -103,7 +108,10 @@ def readers(case: Case, files: Mapping[str, list[Path]]) -> dict[str, Callable[[
             if data[order[first : first + BATCH_ROWS]]["rows"].shape != (BATCH_ROWS, D_IN):
                 raise RuntimeError("not a batch of rows")
 
-    return {OURS: lambda: with_ours(case), TENSORS: from_tensors, CHUNKS: from_chunks, SINGLE: from_rows}
+    return {
+        OURS: lambda: with_ours(case), PREAD: lambda: with_pread(case), NUMPY: lambda: with_numpy(case),
+        TENSORS: from_tensors, CHUNKS: from_chunks, SINGLE: from_rows,
+    }  # fmt: skip
 
 
 def measure(folder: Path, threads: int, rounds: int) -> dict[str, Any]:

@@ -16,7 +16,8 @@ A model of gelu-1l's shape with random weights (a pass costs the same whatever t
 - *device to host*, *disk*: a batch's encoded rows copied to the host; a window's files written and fsynced.
 
 The harvest runs in a process of its own, which also tells its peak memory beside what ``pipeline.memory`` says that it
-needs. Writes ``bench/results/harvesting-<device>.json``; ``python -m bench.tables`` puts it into docs/performance.md.
+needs; a peak above that ends the benchmark with an error. Writes ``bench/results/harvesting-<device>.json``; ``python
+-m bench.tables`` puts it into docs/performance.md.
 """
 
 import argparse
@@ -232,6 +233,13 @@ def measure(folder: Path, device: str, threads: int, rounds: int, windows: int) 
             list(workers.map(lambda batch: model.activations(batch, SITE) is None, prompts.split(BATCH)))
 
     harvests: list[dict[str, float]] = []
+
+    def harvest() -> None:
+        harvests.append(in_a_process(preset, folder, device, threads))
+        peak, stated = harvests[-1]["peak_bytes"], harvests[-1]["stated_bytes"]
+        if peak > stated:
+            raise RuntimeError(f"a harvest took {peak:,} bytes at its peak, more than the {stated:,} stated before it")
+
     rows = model.activations(prompts[:BATCH], SITE).half()
     layout = Layout(1, WINDOW_PROMPTS, PROMPT_TOKENS - 1, SHAPE["d_mlp"], 256, "float16", 0, WINDOW_PROMPTS)
     window = WindowBuffer(layout, 0)
@@ -250,7 +258,7 @@ def measure(folder: Path, device: str, threads: int, rounds: int, windows: int) 
         "forward in workers": in_workers,
         "device to host": each(lambda _: rows.cpu() if device != "cpu" else rows.clone()),
         "disk": disk,
-        "harvest": lambda: harvests.append(in_a_process(preset, folder, device, threads)),
+        "harvest": harvest,
     }
     for name in ("bridge to the hook", "hand-written", "forward", "forward in workers"):
         things[name]()  # warm

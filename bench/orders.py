@@ -150,13 +150,14 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
         "dead",
         "ultra-low",
     ]
-    machine = figures["machine"]
+    machine, load = figures["machine"], figures["load"]
     return {
         "orders": markdown(header, rows),
         "setting": (
             f"{figures['rows']:,} rows of {figures['d_in']}, batches of {figures['batch_rows']:,}, a buffer of "
             f"{figures['pool_rows']:,} rows; {figures['held_out_prompts']:,} held-out prompts; densities over "
-            f"{figures['density_rows']:,} rows; torch {machine['versions']['torch']}."
+            f"{figures['density_rows']:,} rows; torch {machine['versions']['torch']}; load average {load[0]:.1f} "
+            f"before and {load[1]:.1f} after."
         ),
     }
 

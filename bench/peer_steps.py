@@ -1,15 +1,17 @@
 """A training step beside those of other programs: ``python -m bench.peer_steps``.
 
-SAELens (float32 and with its autocast, each also compiled), dictionary_learning, sparsify, the plain dense loop of
-``bench.train`` and ours, each in its own process and environment (``bench.peers``), take a step each in turn, round
-after round, on the same batch from the same weights, with the same number of threads. Biases are calibrated to the L0
-named, and the learning rate is so small that it stays there. sparsify is TopK with k the L0: its work is another's, and
-it is there for scale.
+SAELens (float32 and with its autocast, each also compiled), dictionary_learning and sparsify, each in a process and
+environment of its own (``bench.peers``), and the plain dense loop of ``bench.train`` and ours, which share this
+process, take a step each in turn, round after round, on the same batch from the same weights, with the same number of
+threads. Biases are calibrated to the L0 named, and the learning rate is so small that it stays there. sparsify is TopK
+with k the L0: its work is another's, and it is there for scale.
 
-Writes ``bench/results/peer_steps.json``.
+Writes ``bench/results/peer_steps.json``. One size alone (``--size``) takes its place among the sizes that are there,
+each with its own machine, threads, rounds and load; with peers left out (``--without``) figures are only printed.
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 
 from bench import train
-from bench.machine import interleave, say, write_results
+from bench.machine import RESULTS, describe, interleave, say, write_results
 from bench.peers.environments import version_of
 from bench.peers.process import Peer
 from bench.tables import markdown
@@ -90,14 +92,32 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
         ]
         header = [f"at L0 {found['l0']:.0f}", "step, s", "least to greatest", "ours is faster by"]
         blocks[size] = markdown(header, rows)
-    machine = figures["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in figures["peers"].items())
-    loads = [load for found in figures["sizes"].values() for load in found["load"]]
-    blocks["machine"] = (
-        f"{machine['cpu']}, {figures['threads']} threads, torch {machine['versions']['torch']}; {versions}. "
-        f"Load average {min(loads):.1f} to {max(loads):.1f}."
-    )
+    blocks["machine"] = "\n\n".join(_settings(figures["sizes"]))
     return blocks
+
+
+def _settings(sizes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Machine, versions and load; of each size where they were not measured alike."""
+    alike: dict[str, list[str]] = {}
+    for size, found in sizes.items():
+        machine = found["machine"]
+        versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
+        text = (
+            f"{machine['cpu']}, {found['threads']} threads, torch {machine['versions']['torch']}; {versions}. "
+            f"{found['rounds']} rounds; load average"
+        )
+        alike.setdefault(text, []).append(size)
+    loads = {text: [load for size in named for load in sizes[size]["load"]] for text, named in alike.items()}
+    return [
+        (f"{', '.join(named)}: " if len(alike) > 1 else "")
+        + f"{text} {min(loads[text]):.1f} to {max(loads[text]):.1f}."
+        for text, named in alike.items()
+    ]
+
+
+def among(earlier: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes just measured, and those that are there of other sizes."""
+    return {**figures, "sizes": {**earlier["sizes"], **figures["sizes"]}}
 
 
 def main() -> None:
@@ -106,8 +126,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--l0", type=float, default=60)
     parser.add_argument("--batch-rows", type=int, default=train.BATCH_ROWS)
-    parser.add_argument("--size", help="one size alone, such as 512-4096")
-    parser.add_argument("--without", nargs="*", default=[], help="peers to leave out, such as sparsify")
+    parser.add_argument("--size", help="one size alone, such as 512-4096; the others' results stay")
+    parser.add_argument("--without", nargs="*", default=[], help="peers to leave out; nothing is written")
     parser.add_argument("--no-write", action="store_true", help="print the figures only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -120,9 +140,15 @@ def main() -> None:
             )
             for width, d_sae in chosen
         }
-    peers = {peer: version_of(peer) for peer in dict.fromkeys(PEERS[name][0] for name in names)}
-    figures = {"threads": options.threads, "rounds": options.rounds, "seed": 0, "peers": peers, "sizes": sizes}
-    print(figures if options.no_write else write_results("peer_steps", figures))
+    setting = {
+        "machine": describe(), "threads": options.threads, "rounds": options.rounds,
+        "peers": {peer: version_of(peer) for peer in dict.fromkeys(PEERS[name][0] for name in names)},
+    }  # fmt: skip
+    figures: dict[str, Any] = {"seed": 0, "sizes": {size: found | setting for size, found in sizes.items()}}
+    path = RESULTS / "peer_steps.json"
+    if options.size and path.exists():
+        figures = among(json.loads(path.read_text()), figures)
+    print(json.dumps(figures) if options.no_write or options.without else write_results("peer_steps", figures))
 
 
 if __name__ == "__main__":

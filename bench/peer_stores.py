@@ -1,9 +1,10 @@
 """Storing activations, and how well they are mixed, beside SAELens: ``python -m bench.peer_stores``.
 
-*Storing.* SAELens's CacheActivationsRunner and our harvest, each in its own process, of the same model (gelu-1l's
-shape, random weights), the same prompts of random words, float16, in turn; the runner of fewer of them, as rates are a
-token's. It is timed whole with its model made (it writes Arrow files, and an index that shuffles *prompts*); the
-harvest from its first row to its last file, with its shuffle of rows, checksums and statistics.
+*Storing.* SAELens's CacheActivationsRunner and our harvest, each in its own process, and our bare forward pass, batches
+shared out over threads, in turn: of the same model (gelu-1l's shape, random weights), the same prompts of random words,
+float16; the runner and the pass of fewer of them, as rates are a token's. The runner is timed whole with its model made
+(it writes Arrow files, and an index that shuffles *prompts*); the harvest from its first row to its last file, with its
+shuffle of rows, checksums and statistics.
 
 *Mixing.* Certificates (same-prompt pairs of a batch over those of a uniform shuffle) of batches of 4,096 from the
 same prompts, on prompt numbers alone: our store, SAELens's own mixing buffer of 64 contexts (its default of 20 is less
@@ -15,6 +16,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,21 +29,22 @@ from bench.machine import interleave, say, write_results
 from bench.peers.environments import version_of
 from bench.peers.process import Peer
 from bench.tables import markdown
-from pipeline import tokens
+from pipeline import language_model, tokens
 from pipeline.config import Runtime, load_preset
 from pipeline.planning.mixing import half_refilled
 from pipeline.planning.sizes import planned_batches
+from pipeline.windows import single_threaded
 from pipeline.workspace import Workspace
 from storage.certificate import Certificate, certify, measure
 from storage.reader import BatchOrder
 from storage.shards import Layout
 
 POSITIONS, BATCH_ROWS, PUBLISHED_ROWS, CONTEXTS = 128, 4096, 1_572_864, 64
-OURS, THEIRS = "sparsemill, harvest", "SAELens, CacheActivationsRunner"
+OURS, THEIRS, FORWARD = "sparsemill, harvest", "SAELens, CacheActivationsRunner", "bare forward pass, nothing stored"
 
 
 def storing(folder: Path, windows: int, peer_prompts: int, rounds: int, threads: int) -> dict[str, Any]:
-    """Tokens a second of both, and bytes a token."""
+    """Tokens a second and bytes a row of those that store, and of the bare pass."""
     harvesting.write_model(folder)
     preset = harvesting.write_preset(folder, windows)
     config = load_preset(str(preset))
@@ -49,6 +52,8 @@ def storing(folder: Path, windows: int, peer_prompts: int, rounds: int, threads:
     table = tokens.TokenTable(parent)
     prompts = folder / "tokens.npy"
     np.save(prompts, table.ids("train", range(peer_prompts)).numpy().astype(np.int32))
+    passes = table.ids("train", range(harvesting.FORWARD_PROMPTS)).split(harvesting.BATCH)
+    model = language_model.load(str(folder), device="cpu")
     harvests: list[dict[str, float]] = []
     caches: list[dict[str, Any]] = []
 
@@ -64,24 +69,34 @@ def storing(folder: Path, windows: int, peer_prompts: int, rounds: int, threads:
                 )
             )  # fmt: skip
 
-    timed = interleave({OURS: ours, THEIRS: theirs}, rounds)
-    seconds = {OURS: [one["seconds"] for one in harvests], THEIRS: [one["seconds"] for one in caches]}
+    def forward() -> None:
+        with single_threaded(), ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda batch: model.activations(batch, harvesting.SITE) is None, passes))
+
+    forward()  # warm
+    timed = interleave({OURS: ours, THEIRS: theirs, FORWARD: forward}, rounds)
+    seconds = {
+        OURS: [one["seconds"] for one in harvests], THEIRS: [one["seconds"] for one in caches],
+        FORWARD: timed.runs[FORWARD].seconds,
+    }  # fmt: skip
     n_tokens = {
         OURS: windows * harvesting.WINDOW_PROMPTS * harvesting.PROMPT_TOKENS,
         THEIRS: caches[0]["prompts"] * harvesting.PROMPT_TOKENS,  # it fills its last buffer from the beginning
+        FORWARD: harvesting.FORWARD_PROMPTS * harvesting.PROMPT_TOKENS,
     }
-    rows = {OURS: harvests[0]["rows"], THEIRS: caches[0]["prompts"] * harvesting.PROMPT_TOKENS}
-    stored = {OURS: harvests[0]["bytes"], THEIRS: caches[0]["bytes"]}
+    bytes_per_row = {
+        OURS: harvests[0]["bytes"] / harvests[0]["rows"],
+        THEIRS: caches[0]["bytes"] / (caches[0]["prompts"] * harvesting.PROMPT_TOKENS),
+    }
+    rates = {name: [n_tokens[name] / took for took in seconds[name]] for name in seconds}
     return {
         name: {
-            "tokens_per_second": {
-                "median": n_tokens[name] / median(took), "low": n_tokens[name] / max(took),
-                "high": n_tokens[name] / min(took),
-            },
-            "bytes_per_row": stored[name] / rows[name],
+            "tokens_per_second": {"median": median(found), "low": min(found), "high": max(found)},
+            "ratio": median(ours / other for ours, other in zip(rates[OURS], found, strict=True)),
         }
-        for name, took in seconds.items()
-    } | {"load": timed.load}  # fmt: skip
+        | ({"bytes_per_row": bytes_per_row[name]} if name in bytes_per_row else {})
+        for name, found in rates.items()
+    } | {"load": timed.load}
 
 
 def mixing(n_prompts: int, folder: Path) -> dict[str, Certificate]:
@@ -111,24 +126,33 @@ def mixing(n_prompts: int, folder: Path) -> dict[str, Certificate]:
     return found | {"none: rows as they come": measured(iter(in_order))}
 
 
+def ratio(storing: Mapping[str, Any], name: str) -> float:
+    """How many times as fast as another ours stores: median over the rounds, or of medians where no rounds are kept."""
+    kept = storing[name].get("ratio")
+    medians = [storing[one]["tokens_per_second"]["median"] for one in (OURS, name)]
+    return medians[0] / medians[1] if kept is None else kept
+
+
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
     """The blocks of docs/performance.md."""
+    storing = {name: one for name, one in figures["storing"].items() if name != "load"}
     stored = [
         [
             name,
+            "" if name == OURS else f"{ratio(storing, name):.1f} x",
             *(f"{one['tokens_per_second'][key]:,.0f}" for key in ("median", "low", "high")),
-            f"{one['bytes_per_row']:,.0f}",
+            f"{one['bytes_per_row']:,.0f}" if "bytes_per_row" in one else "",
         ]
-        for name, one in figures["storing"].items()
-        if name != "load"
+        for name, one in storing.items()
     ]
+    faster = "ours is faster by" if "ratio" in storing[OURS] else "ours is faster by (ratio of medians)"
     mixed = [
         [name, f"{one['pair_ratio']:,.2f} ± {one['standard_error']:.2f}", f"{one['distinct_prompts']:,.0f}"]
         for name, one in figures["mixing"].items()
     ]
     machine, load = figures["machine"], figures["storing"]["load"]
     return {
-        "storing": markdown(["", "tokens a second", "least", "greatest", "bytes a row"], stored),
+        "storing": markdown(["", faster, "tokens a second", "least", "greatest", "bytes a row"], stored),
         "mixing": markdown(
             [f"{figures['prompts']:,} prompts", "same-prompt pairs, uniform = 1", "prompts a batch"], mixed
         ),

@@ -41,6 +41,7 @@ from storage.zarr_files import CRC_BYTES, crc32c
 
 D_IN, PROMPTS, POSITIONS = 2048, 8192, 64  # half the positions of a window of gelu-1l: 2.1 GB in float16
 BATCH_ROWS, POOL_ROWS = 4096, 65_536
+SEED = 1  # of the order that chunks and rows come in
 WARM_EPOCHS = 3  # read in one go, so that the pools' memory, provided once, does not count for much
 ID = "harvest-000000000000"
 
@@ -59,7 +60,7 @@ class Case:
 
     @property
     def order(self) -> BatchOrder:
-        return BatchOrder(seed=1, batch_rows=BATCH_ROWS, pool_rows=POOL_ROWS)
+        return BatchOrder(seed=SEED, batch_rows=BATCH_ROWS, pool_rows=POOL_ROWS)
 
     @property
     def group(self) -> Path:
@@ -88,7 +89,7 @@ def write_store(folder: Path, encoding: Encoding, chunk_rows: int) -> Layout:
 
 def on_threads(case: Case, work: Callable[[npt.NDArray[np.int64]], None]) -> None:
     """Deals the chunks, shuffled, to the threads."""
-    chunks = np.tile(np.random.default_rng(1).permutation(case.layout.n_chunks), case.epochs)
+    chunks = np.tile(np.random.default_rng(SEED).permutation(case.layout.n_chunks), case.epochs)
     threads = [threading.Thread(target=work, args=(chunks[i :: case.threads],)) for i in range(case.threads)]
     for thread in threads:
         thread.start()
@@ -374,7 +375,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the stores go for the time being (4 GB free)")
     parser.add_argument("--only", help="a case alone, as in 'float16,256'; nothing is written")
     options = parser.parse_args()
-    figures: dict[str, Any] = {"rows": PROMPTS * POSITIONS, "d_in": D_IN, "pool_rows": POOL_ROWS, "cases": []}
+    figures: dict[str, Any] = {
+        "seed": SEED, "rows": PROMPTS * POSITIONS, "d_in": D_IN, "pool_rows": POOL_ROWS, "cases": [],
+    }  # fmt: skip
     stores: list[tuple[Encoding, int]] = [
         ("float16", 256), ("bfloat16", 256), ("uint8", 256), ("float16", 512), ("float16", 1024),
     ]  # fmt: skip

@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the store and the server's files go for the time being")
     parser.add_argument("--dry", action="store_true", help="measure, and write no results")
     options = parser.parse_args()
-    figures: dict[str, Any] = {"cases": []}
+    figures: dict[str, Any] = {"seed": 0, "cases": []}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         server = S3Server(Path(name) / "s3")
         os.environ |= server.environment

@@ -115,7 +115,7 @@ def against_d_sae(sizes: Sequence[int], rounds: int, threads: int) -> list[dict[
     found: list[dict[str, Any]] = []
     for d_sae in sizes:
         say(f"d_sae {d_sae:,}")
-        point = train.measure(512, d_sae, 32, [train.PLAIN, train.OURS], rounds, threads)
+        point = train.measure(512, d_sae, 32, [train.PLAIN, train.OURS], rounds=rounds, threads=threads, device="cpu")
         found.append({"size": d_sae, "l0": point["l0"], "seconds": point["seconds"], "load": point["load"]})
     return found
 
@@ -267,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--largest", type=int, help="leave out sizes above this: rows, features and prompts alike")
+    parser.add_argument("--largest", type=int, help="leave out sizes above this; nothing is written")
     parser.add_argument("--folder", type=Path, help="where the stores are written for the while")
     parser.add_argument("--plots", action="store_true", help="draw the results that are there, and measure nothing")
     parser.add_argument("--no-write", action="store_true", help="print the figures only")
@@ -286,7 +286,7 @@ def main() -> None:
         "load": os.getloadavg()[0], "threads": options.threads, "rounds": options.rounds, "seed": 0, "d_in": D_IN,
         "rows": rows, "prompts": prompts, "d_sae": d_sae, "workers": workers, "projection": projection(),
     }  # fmt: skip
-    print(json.dumps(figures) if options.no_write else write_results("scaling", figures))
+    print(json.dumps(figures) if options.no_write or options.largest else write_results("scaling", figures))
 
 
 if __name__ == "__main__":

@@ -186,7 +186,11 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
         )
         for name, key in (("the stage", "stage_alone"), ("`encode_batch_fast` on the whole text", "library_alone"))
     ]
+    load = "load average {:.1f} before and {:.1f} after".format(*figures["load"])
+    size = f"{figures['tokens'] / 1e6:.1f}M tokens"
+    setting = f"{figures['threads']} threads, medians of {figures['rounds']} rounds over {size}; {load}."
     return {
+        "setting": setting,
         "speed": markdown(header, rows),
         "memory": markdown(("one document", "of", "memory before", "at most"), memory),
     }
@@ -208,6 +212,7 @@ def main() -> None:
             del rates[name]["per_cpu_second"]  # which counts this process alone
         results = {
             "load": rounds.load,
+            "rounds": options.rounds,
             "threads": options.threads,
             "documents": len(texts),
             "characters": sum(map(len, texts)),

@@ -4,7 +4,8 @@ Contenders take the same batches from the same starting weights: the dense loop 
 projected, rows renormalised) in float32, the same under bfloat16 autocast, both again under ``torch.compile`` where a
 C++ compiler is there, and sparsemill's trainer as it chooses its engine by L0. Biases are calibrated so that the batch
 has the L0 named; the learning rate is so small that it stays there. A figure is the median of rounds taken in turn.
-Activations are GELU of normal numbers with a spectrum, of the width named. Writes ``bench/results/train.json``.
+Activations are GELU of normal numbers with a spectrum, of the width named. Writes ``bench/results/train.json``; with
+``--device cuda``, where nothing has run yet, ``train-<device>.json``, and the float32 screen, the CPU's, is left out.
 """
 
 import argparse
@@ -40,7 +41,7 @@ class DenseLoop:
         )
         parameters = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
         self._adam = torch.optim.Adam(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
-        self._l1_coeff, self._autocast = l1_coeff, autocast
+        self._l1_coeff, self._autocast, self._device = l1_coeff, autocast, sae.W_enc.device.type
         self._loss: Callable[[Tensor], Tensor] = torch.compile(self._plain_loss) if compiled else self._plain_loss
 
     def _plain_loss(self, x: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class DenseLoop:
         return error.float().square().sum(dim=1).mean() + self._l1_coeff * acts.float().sum(dim=1).mean()
 
     def step(self, x: Tensor) -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._autocast):
             loss = self._loss(x)
         self._adam.zero_grad()
         loss.backward()
@@ -76,9 +77,19 @@ def config(d_sae: int, l0: float, engine: str) -> TrainerConfig:
     )  # fmt: skip
 
 
-def measure(width: int, d_sae: int, l0: float, names: list[str], rounds: int, threads: int) -> dict[str, Any]:
+def measure(
+    width: int, d_sae: int, l0: float, names: list[str], *, rounds: int, threads: int, device: str
+) -> dict[str, Any]:
     """Seconds a step of some contenders at one L0."""
-    rows = activations(BATCH_ROWS, width)
+    rows = activations(BATCH_ROWS, width).to(device)
+    synchronize = torch.cuda.synchronize if rows.is_cuda else lambda: None
+
+    def whole(step: Callable[[Tensor], object]) -> Callable[[], None]:
+        def work() -> None:
+            step(rows)
+            synchronize()
+
+        return work
 
     def start(engine: str) -> Trainer:
         return Trainer.start(config(d_sae, l0, engine), width, rows, rows.mean(dim=0), threads=threads)
@@ -90,10 +101,10 @@ def measure(width: int, d_sae: int, l0: float, names: list[str], rounds: int, th
             trainer = ours if name == OURS else start("sparse")
             if name == FALLBACK:
                 trainer._sparse = SparseEngine(threads=threads, bfloat16=False)  # noqa: SLF001 - no setting for it
-            contenders[name] = lambda trainer=trainer: trainer.step(rows)
+            contenders[name] = whole(trainer.step)
         else:
             loop = DenseLoop(ours, 0.5, autocast=AUTOCAST in name, compiled="compiled" in name)
-            contenders[name] = lambda loop=loop: loop.step(rows)
+            contenders[name] = whole(loop.step)
     for step in contenders.values():
         step()  # compiles, loads what is cached, allocates
     timed = interleave(contenders, rounds)
@@ -128,11 +139,16 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
             for name, s in found["at_60"]["seconds"].items()
         ]
         blocks[f"contenders-{size}"] = markdown(["at L0 60", "step, s", "least to greatest"], contenders)
+    ratios = [_ratios(size, found) for size, found in figures["sizes"].items()]
     header = ["at L0 60", "against float32", "against bfloat16 autocast", "float32 screen, against float32"]
-    blocks["ratios"] = markdown(header, [_ratios(size, found) for size, found in figures["sizes"].items()])
+    blocks["ratios"] = markdown(header[: len(ratios[0])], ratios)
     machine = figures["machine"]
+    measured = [point for found in figures["sizes"].values() for point in (found["at_60"], *found["curve"])]
+    loads = [load for point in measured for load in point["load"]]
+    where = figures.get("device", f"{machine['cpu']}, {figures['threads']} threads")
     blocks["machine"] = (
-        f"{machine['cpu']}, {figures['threads']} threads, torch {machine['versions']['torch']}; batch {BATCH_ROWS}."
+        f"{where}, torch {machine['versions']['torch']}; batch {BATCH_ROWS}. "
+        f"Medians of {figures['rounds']} rounds; load average {min(loads):.1f} to {max(loads):.1f}."
     )
     return blocks
 
@@ -143,7 +159,9 @@ def _ratios(size: str, found: Mapping[str, Any]) -> list[str]:
     against_autocast = min(ratio for name, ratio in ratios.items() if AUTOCAST in name)
     reference = ratios[found["reference"]]
     d_in, d_sae = map(int, size.split("-"))
-    speeds = (reference, against_autocast, reference / ratios[FALLBACK])
+    speeds = [reference, against_autocast]
+    if FALLBACK in ratios:  # the CPU's
+        speeds.append(reference / ratios[FALLBACK])
     return [f"{d_in:,} -> {d_sae:,}", *(f"{speed:.1f} x" for speed in speeds)]
 
 
@@ -151,24 +169,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="a torch device")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    settings: Any = vars(arguments)  # rounds, threads, device
+    ours = [OURS, FALLBACK] if arguments.device == "cpu" else [OURS]
     dense = [PLAIN, AUTOCAST]
     if shutil.which("g++") or shutil.which("clang++"):
         dense += [f"{name}, compiled" for name in dense]
     sizes: dict[str, Any] = {}
     for width, d_sae in SIZES:
         say(f"{width} -> {d_sae}: all contenders at L0 60")
-        at_60 = measure(width, d_sae, 60, [*dense, OURS, FALLBACK], arguments.rounds, arguments.threads)
+        at_60 = measure(width, d_sae, 60, [*dense, *ours], **settings)
         full_precision = [name for name in dense if AUTOCAST not in name]
         reference = min(full_precision, key=lambda name: at_60["seconds"][name]["median"])
         curve: list[dict[str, Any]] = []
         for l0 in (l0 for l0 in L0S if l0 < d_sae / 2):
             say(f"{width} -> {d_sae}: L0 {l0}")
             names = list(dict.fromkeys([reference, AUTOCAST, OURS]))
-            curve.append(measure(width, d_sae, l0, names, arguments.rounds, arguments.threads))
+            curve.append(measure(width, d_sae, l0, names, **settings))
         sizes[f"{width}-{d_sae}"] = {"reference": reference, "at_60": at_60, "curve": curve}
-    write_results("train", {"threads": arguments.threads, "rounds": arguments.rounds, "sizes": sizes})
+    figures = {"threads": arguments.threads, "rounds": arguments.rounds, "seed": 0, "sizes": sizes}
+    if arguments.device == "cpu":
+        write_results("train", figures)
+    else:
+        device = torch.cuda.get_device_name(arguments.device)
+        write_results(f"train-{'-'.join(device.lower().split())}", {"device": device, **figures})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The site builds without a warning, so every link within it leads somewhere; and the README's links do."""
+"""The site builds without a warning, so every link within it leads somewhere; and so do links in the sources."""
 
 import os
 import re
@@ -13,6 +13,7 @@ from pipeline.analysis import ANALYSES
 from pipeline.config import HarvestConfig, preset_names
 
 ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +89,31 @@ def test_a_dead_link_fails_the_build(tmp_path: Path) -> None:
     assert "no-such-heading" in done.stderr
 
 
-def test_the_readme_links_to_files_that_are_there() -> None:
-    text = (ROOT / "README.md").read_text()
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#{1,4} (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_lead_to_files_and_headings_that_are_there(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]+))?\)", page.read_text())
+    assert links or page.name != "README.md"
+    for file, anchor in links:
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        if anchor and "<!-- generated" not in target.read_text():  # the build looks at what is made from code
+            assert anchor in anchors(target), f"{file}#{anchor}"
+
+
+def test_the_readme_cites_what_the_citation_file_cites() -> None:
+    cited = re.findall(r'url: "(.+)"', (ROOT / "CITATION.cff").read_text())
+    assert re.findall(r"url += \{(.+)\}", (ROOT / "README.md").read_text()) == cited
+
+
+def test_every_dependency_is_explained() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    lists = re.findall(r"^(?:dependencies|\w+) = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    lines = [line for one in lists for line in one.splitlines() if re.match(r'  "[\w\[\]-]+[<>]', line)]
+    assert len(lines) > 30
+    assert not [line for line in lines if "  # " not in line]

@@ -6,19 +6,18 @@ activations and reconstructions; then it saves what it loaded, and we read that.
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from bench.peers.environments import python_of
 from pipeline.checkpoints import Provenance, read_checkpoint, write_checkpoint
 from sae.autoencoder import Autoencoder
 
 pytestmark = pytest.mark.interop
 HOME = Path(os.environ.get("SPARSEMILL_INTEROP_HOME", Path(__file__).parents[2] / ".interop"))
-PEERS = {"saelens": "sae-lens>=6,<7", "dictionary_learning": "dictionary-learning"}
 SAELENS = """
 import sys, numpy as np, torch
 from sae_lens import SAE
@@ -42,27 +41,16 @@ json.dump(config, open(folder + "-saved/config.json", "w"))
 SCRIPTS = {"saelens": SAELENS, "dictionary_learning": DICTIONARY_LEARNING}
 
 
-def environment(peer: str) -> Path:
-    """The Python of a peer's environment, made on first use."""
-    python = HOME / peer / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(HOME / peer)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, f"torch=={torch.__version__.partition('+')[0]}"], check=True)
-        subprocess.run([*pip, PEERS[peer]], check=True)
-    return python
-
-
 def ask(peer: str, folder: Path, rows: Path) -> dict[str, np.ndarray]:
     out = folder.with_name(f"{folder.name}-out.npz")
-    command = [str(environment(peer)), "-c", SCRIPTS[peer], str(folder), str(rows), str(out)]
+    command = [str(python_of(peer, HOME)), "-c", SCRIPTS[peer], str(folder), str(rows), str(out)]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=offline)
     assert done.returncode == 0, done.stderr
     return dict(np.load(out))
 
 
-@pytest.mark.parametrize("peer", list(PEERS))
+@pytest.mark.parametrize("peer", list(SCRIPTS))
 def test_a_peer_computes_what_we_compute_and_its_own_save_reads_back(peer: str, tmp_path: Path):
     generator = torch.Generator().manual_seed(0)
     W_enc, W_dec = torch.randn(64, 300, generator=generator), torch.randn(300, 64, generator=generator)
