@@ -1,7 +1,9 @@
 """Harvests of a tiny model: sites in one pass, longer and shorter ones of a series, windows made again."""
 
 import json
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ from pipeline.tokens import TokenTable
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
 from storage.artifacts import Made
-from storage.errors import MemoryBudgetExceeded, StorageFull, UnknownHook, UnsupportedFormat
-from storage.reader import ShardReader
+from storage.certificate import Certificate, certify
+from storage.errors import MemoryBudgetExceeded, NumericsError, StorageFull, UnknownHook, UnsupportedFormat
+from storage.reader import BatchOrder, ShardReader
+from storage.shards import WindowBuffer
 
 POST, OUT = "blocks.0.mlp.hook_post", "blocks.0.hook_mlp_out"
 SHORT, LONG = "harvest.n_windows=3", "harvest.n_windows=7"
@@ -104,6 +108,46 @@ def test_a_shorter_harvest_computes_nothing_and_equals_one_made_alone(make, comp
     short = make(SHORT)[0].artifact
     assert computed == []
     assert short.manifest_sha256 == make(SHORT, root="elsewhere")[0].artifact.manifest_sha256
+
+
+def test_a_window_is_written_while_the_next_is_computed(make, monkeypatch: pytest.MonkeyPatch):
+    computed_next, seen = threading.Event(), list[bool]()
+    compute, write = windows.WindowHarvester.compute, WindowBuffer.write
+
+    def compute_and_tell(self: windows.WindowHarvester, window: int, *rest: object):
+        found = compute(self, window, *rest)
+        if window == 1:
+            computed_next.set()
+        return found
+
+    def wait_and_write(self: WindowBuffer, folder: Path):
+        if self.window == 0:
+            seen.append(computed_next.wait(timeout=30))
+        return write(self, folder)
+
+    monkeypatch.setattr(windows.WindowHarvester, "compute", compute_and_tell)
+    monkeypatch.setattr(WindowBuffer, "write", wait_and_write)
+    make(SHORT)
+    assert seen == [True]
+
+
+def test_a_store_whose_certificate_fails_is_not_committed(
+    make, computed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def mixed_badly(reader: ShardReader, order: BatchOrder) -> Certificate:
+        return replace(certify(reader, order), pair_ratio=2.0, standard_error=0.01)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "certify", mixed_badly)
+        with pytest.raises(NumericsError, match=r"found 2\.0000 of the uniform rate"):
+            make(SHORT)
+    assert not list(tmp_path.glob("store/harvest/*/manifest.json"))
+    computed.clear()
+    made = make(SHORT)[0]
+    assert computed == []  # its windows were finished
+    assert made.status == "resumed"
+    assert facts(made.artifact)["certificate"]["passed"] is True
+    assert made.artifact.manifest_sha256 == make(SHORT, root="elsewhere")[0].artifact.manifest_sha256
 
 
 @pytest.mark.parametrize("other", ["harvest.seed=5", 'harvest.encoding="float16"', "harvest.model_batch_prompts=4"])

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ def test_every_shipped_preset_loads_and_says_what_it_is_for(name: str):
     preset = load_preset(name)
     assert preset.name == name
     assert len(preset.description) > 20
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_field_of_a_shipped_preset_says_where_it_comes_from(name: str):
+    text = (Path(__file__).parents[3] / "pipeline" / "presets" / f"{name}.toml").read_text()
+    fields = [line for line in text.splitlines() if re.match(r"(?!description)\w+ = ", line)]
+    assert len(fields) > 15
+    assert [line for line in fields if not re.search(r" # \S", line)] == []
 
 
 def test_overrides_take_json_and_bare_strings():
@@ -56,6 +65,7 @@ def test_a_value_that_is_none_is_named():
         ("harvest.window_prompts=-1", "greater than 0"),
         ("harvest.chunk_rows=300", "does not divide"),
         ("tokenize.prompt_tokens=1", "greater than or equal to 2"),
+        ("train.autoencoder.precision=bfloat16", "asks for engine='dense', not 'auto'"),
         ("harvest.encoding=float8", "float16"),
         ("nonsense", "stage.field=value"),
         ("harvest.chunk_rows.more=1", "not a section"),
