@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import select
 import shutil
@@ -42,6 +43,9 @@ SLOWEST_SECONDS = 120.0
 QUESTIONS = [(windows, seed) for windows in (2, 3) for seed in (0, 1)]
 SMALL = ('analyze.analyses=["density", "null_space"]', "train.autoencoder.steps=20")
 STAGES = ("tokenize", "harvest", "train", "analyze")
+DENSITIES = "densities.safetensors"
+FULL = re.compile(r"found [\d,]+ bytes free;")
+"""What a StorageFull says: a limit that a command never came to is no fault."""
 Files = dict[str, str]
 
 
@@ -129,7 +133,9 @@ class Soak:
         parents: ids that each was made from.
         damaged: names of files that are not as committed, by id of what is there.
         tags: ids by tag.
-        counts: what was done.
+        exported: files of the export of one autoencoder of each harvest, by its id.
+        imported: what importing that makes, by its id.
+        counts: what was done; of faults, those that a command ended of.
     """
 
     preset: Path
@@ -139,6 +145,8 @@ class Soak:
     parents: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     damaged: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     tags: dict[str, str] = field(default_factory=dict[str, str])
+    exported: dict[str, Files] = field(default_factory=dict[str, Files])
+    imported: dict[str, str] = field(default_factory=dict[str, str])
     counts: Counter[str] = field(default_factory=Counter[str])
     _must_exist: set[str] = field(default_factory=set[str])
 
@@ -160,6 +168,19 @@ class Soak:
             outcome = forked(self.making("analyze", *question, home=reference))
             if outcome.code:
                 raise Broken(f"a command failed without any fault: {outcome.stderr}")
+        of_activations: dict[str, Path] = {}
+        for folder in sorted(reference.glob("train/*")):
+            parents = json.loads((folder / "manifest.json").read_bytes())["spec"]["parents"]
+            self.parents[folder.name] = {parent["id"] for parent in parents.values()}
+            of_activations.setdefault(parents["activations"]["id"], folder)
+        for folder in of_activations.values():
+            place, before = self.folder / f"{folder.name}-exported", set(artifacts(reference))
+            for arguments in self.passing_on(folder.name, place, home=reference):
+                outcome = forked(arguments)
+                if outcome.code:
+                    raise Broken(f"a command failed without any fault: {outcome.stderr}")
+            self.exported[folder.name] = hashed(place)
+            (self.imported[folder.name],) = set(artifacts(reference)) - before
         for artifact_id, folder in artifacts(reference).items():
             self.golden[artifact_id] = hashed(folder)
             spec = json.loads((folder / "manifest.json").read_bytes())["spec"]
@@ -171,15 +192,28 @@ class Soak:
         words = [stage, "--preset", str(self.preset), "--threads", "1", "--home", str(home or self.root)]
         return words + [word for setting in settings for word in ("--set", setting)]
 
-    def step(self) -> None:
-        """One command, or one damage, and a look at everything."""
-        choices: dict[Callable[[], None], int] = {
+    def passing_on(self, sae: str, folder: Path, *, home: Path | None = None) -> list[list[str]]:
+        """The commands that write an autoencoder to a folder and take it in from there, beside its activations."""
+        (activations,) = self.parents[sae]
+        where = ["--home", str(home or self.root)]
+        return [
+            ["export", sae, str(folder), "--format", "safetensors", *where],
+            ["import", str(folder), "--activations", activations, *where],
+        ]
+
+    def actions(self) -> dict[Callable[[], None], int]:
+        """All that may be done, and how often, by comparison."""
+        return {
             self.make: 10, self.damage: 3, self.damage_unfinished: 2, self.check_one: 2, self.repair: 3,
-            self.heal: 3, self.prune: 2, self.tag: 2, self.push: 2, self.pull: 2, self.look: 1,
+            self.heal: 3, self.prune: 2, self.tag: 2, self.push: 2, self.pull: 2, self.look: 1, self.export_import: 2,
         }  # fmt: skip
-        (action,) = self.rng.choices(list(choices), list(choices.values()))
-        self.counts[action.__name__] += 1
-        action()
+
+    def step(self, action: Callable[[], None] | None = None) -> None:
+        """One command, or one damage, and a look at everything; which one, chance says where it is not given."""
+        choices = self.actions()
+        done = action or self.rng.choices(list(choices), list(choices.values()))[0]
+        self.counts[done.__name__] += 1
+        done()
 
     def run(self, *arguments: str, faults: bool = True, may_fail: bool = False) -> Outcome:
         """A command, perhaps with a fault; it must succeed where there is none and nothing is damaged."""
@@ -189,7 +223,9 @@ class Soak:
         outcome = forked(
             arguments, kill=kill, fsize=self.rng.choice([0, 500, 5_000, 50_000]) if kind == "full" else None
         )
-        self.counts[f"fault {kind}"] += kind != "none" and outcome.faulty
+        self.counts[f"fault {kind}"] += bool(
+            FULL.search(outcome.stderr) if kind == "full" else number and outcome.code in {-number, 128 + number}
+        )
         self.counts["commands"] += 1
         self.counts[f"exit {outcome.code}"] += 1
         expected = {0} if not (may_fail or any(self.damaged.values())) else {0, 1}
@@ -261,8 +297,9 @@ class Soak:
             self._repair(self.rng.choice(damaged), faults=True)
 
     def _repair(self, artifact_id: str, *, faults: bool) -> bool:
+        rewrite = ["--rewrite"] if self.rng.random() < 0.3 else []  # changes nothing where the same bytes come out
         arguments = ["verify", artifact_id, "--repair", "--home", str(self.root), "--remote", str(self.remote)]
-        outcome = self.run(*arguments, faults=faults, may_fail=True)
+        outcome = self.run(*arguments, *rewrite, faults=faults, may_fail=True)
         now = self.wrong(artifact_id)
         if outcome.code == 0 and now:
             raise Broken(f"{artifact_id} repaired, but damaged: {now}")
@@ -343,10 +380,36 @@ class Soak:
             self.run("pull", str(self.remote), self.rng.choice(there), "--home", str(self.root))
             self.look_at_all()
 
+    def export_import(self) -> None:
+        """``export`` to a new folder and ``import`` from there: files, and what they make, are as at first."""
+        here = set(artifacts(self.root))
+
+        def is_whole(sae: str) -> bool:  # what is written tells of all that it was made from
+            return all(self.parents[name] <= here for name in self._ancestors([sae], here))
+
+        able = [sae for sae in sorted(self.exported) if sae in here and is_whole(sae)]
+        if able:
+            sae, place = self.rng.choice(able), self.folder / "exported"
+            shutil.rmtree(place, ignore_errors=True)
+            export, import_ = self.passing_on(sae, place)
+            if self.run(*export).code == 0:
+                found, expected = hashed(place), self.exported[sae]  # densities only where they were analysed
+                if not found.items() <= expected.items() or not expected.keys() - found.keys() <= {DENSITIES}:
+                    raise Broken(f"{sae} was exported as {found}, not {expected}")
+            whole = place.is_dir() and hashed(place).keys() >= self.exported[sae].keys() - {DENSITIES}
+            if self.run(*import_, may_fail=not whole).code == 0 and self.imported[sae] not in artifacts(self.root):
+                raise Broken(f"an import of {sae} did not make {self.imported[sae]}")
+            self.look_at_all()
+
     def look(self) -> None:
         """Commands that only read."""
         for words in (["artifacts", "ls"], ["artifacts", "du"], ["explain", "--preset", str(self.preset)]):
             self.run(*words, "--home", str(self.root), faults=False)
+        for artifact_id in self.rng.sample(sorted(artifacts(self.root)), min(1, len(artifacts(self.root)))):
+            for word in ("show", "lineage"):
+                outcome = self.run("artifacts", word, artifact_id, "--home", str(self.root), faults=False)
+                if outcome.code == 0 and artifact_id not in outcome.stderr:
+                    raise Broken(f"artifacts {word} {artifact_id} says {outcome.stderr}")
 
     def wrong(self, artifact_id: str) -> set[str]:
         """Names of files that are not the golden ones."""
@@ -397,11 +460,16 @@ def main() -> None:
     soak.prepare()
     began = time.monotonic()
     try:
+        for action in soak.actions():
+            soak.step(action)
         while time.monotonic() - began < options.seconds:
             soak.step()
         soak.heal()
         for question in QUESTIONS:  # all can be made in the end
             soak.run(*soak.making("analyze", *question), faults=False)
+        for sae in soak.exported:
+            for arguments in soak.passing_on(sae, options.folder / f"{sae}-in-the-end"):
+                soak.run(*arguments, faults=False)
         soak.look_at_all()
         if artifacts(soak.root).keys() != soak.golden.keys():
             raise Broken(f"missing in the end: {soak.golden.keys() - artifacts(soak.root).keys()}")

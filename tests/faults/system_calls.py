@@ -41,3 +41,17 @@ def calls_of(log: Path) -> Counter[str]:
     for (_, call), count in by_thread.items():
         most[call] = max(most[call], count)
     return most
+
+
+def files_of_injected(log: Path) -> set[str]:
+    """Paths that the calls were about that strace had fail, as its ``-y`` shows them."""
+    found: set[str] = set()
+    begun: dict[str, str] = {}
+    for line in log.read_text().splitlines():
+        process = line.split()[0]
+        call = begun.pop(process, "") + line if " resumed>" in line else line
+        if line.endswith("<unfinished ...>"):
+            begun[process] = line
+        elif line.endswith("(INJECTED)"):
+            found |= set(re.findall(r'[<"](/[^<>"]+)[>"]', call))
+    return found

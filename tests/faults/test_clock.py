@@ -2,8 +2,9 @@
 
 import ast
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
@@ -23,10 +24,9 @@ READS_THE_CLOCK = {
     ("storage/references.py", "committed"): "the order of commits, which _publish keeps whatever the clock says",
     ("storage/artifacts.py", "_publish"): "keeps that order",
     ("storage/chunk_cache.py", "_make_room"): "which cached chunks go first; any may",
-    (
-        "storage/housekeeping.py",
-        "plan_pruning",
-    ): "ages in days, which is what was asked for; shown before anything goes",
+    ("storage/housekeeping.py", "_age_days"): "ages in days, which is what was asked for; shown before anything goes",
+    ("flows/local.py", "running"): "which process a number is; stop() finds them by a mark in their environment too",
+    ("flows/local.py", "start"): "puts that on record",
 }
 """Where wall clock or a file's time is read, and why nothing else hangs on it."""
 
@@ -125,19 +125,73 @@ def test_what_is_worked_on_or_tagged_is_never_pruned_however_far_the_clock_has_j
     assert plan_pruning(store, older_than_days=30) == []  # from the future is young
 
 
+CLOCKS = {
+    *(f"time.{name}" for name in ("time", "time_ns", "localtime", "gmtime", "ctime", "asctime", "strftime")),
+    *(f"time.clock_gettime{ending}" for ending in ("", "_ns")),
+    *(f"datetime.{name}" for name in ("datetime.now", "datetime.today", "datetime.utcnow", "date.today")),
+    *(f"os.path.get{kind}time" for kind in "mca"),
+}
+TIMES = re.compile("(st_([mca]|birth)time.*|create_time)")
+"""Of files, and of processes."""
+
+
 def test_no_other_place_reads_the_wall_clock_or_a_files_time():
     found: set[tuple[str, str]] = set()
-    for path in sorted(path for folder in ("storage", "pipeline", "sae") for path in (ROOT / folder).rglob("*.py")):
-        for function in ast.walk(ast.parse(path.read_text())):
-            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-                for node in ast.walk(function):
-                    if isinstance(node, ast.Attribute) and _reads_time(node):
-                        found.add((path.relative_to(ROOT).as_posix(), function.name))
+    for folder in ("storage", "pipeline", "sae", "flows"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            found |= {(path.relative_to(ROOT).as_posix(), place) for place in reads_of_time(path.read_text())}
     assert found == READS_THE_CLOCK.keys()
 
 
-def _reads_time(node: ast.Attribute) -> bool:
-    owner = node.value.id if isinstance(node.value, ast.Name) else ""
-    return node.attr.startswith(("st_mtime", "st_ctime", "st_atime")) or (owner, node.attr) in {
-        ("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "today"), ("datetime", "utcnow"),
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import time\nSTART = time.time()",
+        "from time import time\nSTART = time()",
+        "from time import time_ns as now\nSTART = now()",
+        "import time as t\nclock = t.time",
+        "import os\nSTART = os.path.getmtime('.')",
+        "from os.path import getmtime\nSTART = getmtime('.')",
+        "from os import path\nSTART = path.getmtime('.')",
+        "import os.path as p\nSTART = p.getmtime('.')",
+        "import datetime\nSTART = datetime.datetime.now()",
+        "from datetime import datetime as dt\nSTART = dt.now()",
+        "from datetime import date\nSTART = date.today()",
+        "import os\nclass A:\n    start = os.stat('.').st_mtime_ns",
+    ],
+)
+def test_a_read_of_the_clock_is_seen_however_it_is_written(source: str):
+    assert reads_of_time(source) == {"<module>"}
+    within = "\n".join(f"    {line}" for line in source.splitlines())
+    assert reads_of_time(f"def one():\n{within}") == {"one"}
+
+
+def reads_of_time(source: str) -> set[str]:
+    """Names of the functions that read a wall clock or a file's time; ``<module>`` for what stands in none."""
+    tree = ast.parse(source)
+    meant: dict[str, str] = {}  # by a name in the module, what was imported as it
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for one in node.names:
+                top = one.name.partition(".")[0]
+                meant[one.asname or top] = one.name if one.asname else top
+        elif isinstance(node, ast.ImportFrom):
+            meant |= {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
+
+    def is_read(node: ast.AST) -> bool:
+        if isinstance(node, ast.Attribute) and TIMES.fullmatch(node.attr):
+            return True
+        if not isinstance(node, ast.Attribute | ast.Name):
+            return False
+        first, dot, rest = ast.unparse(node).partition(".")
+        return meant.get(first, "") + dot + rest in CLOCKS
+
+    def places(node: ast.AST, place: str) -> Iterator[str]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            place = node.name
+        if is_read(node):
+            yield place
+        for child in ast.iter_child_nodes(node):
+            yield from places(child, place)
+
+    return set(places(tree, "<module>"))

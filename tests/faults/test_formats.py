@@ -23,6 +23,7 @@ from sae.trainer import Trainer
 from storage.artifact import Artifact, open_folder
 from storage.artifacts import ArtifactStore, Parent, Result, Spec, Staging
 from storage.errors import UnsupportedFormat
+from storage.fingerprint import seal_json, unseal_json
 from storage.manifest import FORMAT_VERSION
 from storage.reader import ShardReader
 from storage.remote import RemoteStore
@@ -94,6 +95,28 @@ def test_a_store_to_come_is_not_written_to(root: Path):
         with pytest.raises(UnsupportedFormat, match=BOTH):
             Workspace.open(Runtime(root=root)).store.tags()
     assert tree(root) == before
+
+
+@pytest.mark.parametrize("version", [FORMAT_VERSION, FORMAT_VERSION + 1])
+def test_unfinished_work_of_a_format_to_come_begins_anew(version: int, tmp_path: Path):
+    def first_unit(staging: Staging) -> Result:
+        staging.write_bytes("w0", b"of another format")
+        staging.finish("w0", ["w0"])
+        raise _Trained
+
+    def noted(staging: Staging) -> Result:
+        begun.append((list(staging.finished), (staging.folder / "w0").exists()))
+        return Result({})
+
+    begun, store, spec = list[tuple[list[str], bool]](), ArtifactStore(tmp_path), Spec("train", 1, {})
+    with pytest.raises(_Trained):
+        store.make(spec, first_unit, provenance={})
+    journal = tmp_path / ".staging" / spec.id / "journal.jsonl"
+    header, line = journal.read_bytes().splitlines()
+    header = unseal_json(header) | {"format_version": version}
+    journal.write_bytes(seal_json(header) + b"\n" + line + b"\n")
+    store.make(spec, noted, provenance={})
+    assert begun == ([(["w0"], True)] if version == FORMAT_VERSION else [([], False)])
 
 
 class _Trained(Exception):  # noqa: N818 - a signal

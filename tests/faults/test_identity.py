@@ -8,7 +8,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline import analyzing, harvest, reporting, surveying, tokens, training
 from pipeline.analysis import ANALYSES
 from pipeline.config import Runtime, load_preset
+from pipeline.corpus import sources
 from storage.artifact import Artifact
 from storage.manifest import Parent, Spec
 from tests.faults.questions import Questions
@@ -29,11 +30,11 @@ BY_CONTENT = {"language_model", "sources.0.files"}
 NOT_IDENTITY = {
     ("harvest", "also_hook_names"): "each site is an artifact of its own, the same whichever others came along",
     ("tokenize", "sources.0.suffixes"): "for kind 'folder': tested below",
-    ("tokenize", "sources.0.data_set"): "for kind 'hub': in its identity with the commit (pipeline/corpus/hub.py)",
-    ("tokenize", "sources.0.config"): "for kind 'hub'",
-    ("tokenize", "sources.0.split"): "for kind 'hub'",
-    ("tokenize", "sources.0.revision"): "for kind 'hub': the commit counts, not its name",
-    ("tokenize", "sources.0.tokens_field"): "for kind 'tokenized'",
+    ("tokenize", "sources.0.data_set"): "for kind 'hub': tested below",
+    ("tokenize", "sources.0.config"): "for kind 'hub': tested below",
+    ("tokenize", "sources.0.split"): "for kind 'hub': tested below",
+    ("tokenize", "sources.0.revision"): "for kind 'hub': the commit counts, not its name; tested below",
+    ("tokenize", "sources.0.tokens_field"): "for kind 'tokenized': tested below",
 }
 
 
@@ -118,6 +119,7 @@ BESIDE = {
     "train": [
         {},
         {"autoencoder.b_enc_init": "calibrated", "autoencoder.target_l0": 8.0},
+        {"autoencoder.engine": "dense"},
         {"autoencoder.resampling": {"scheme": "reinit", "interval_steps": 20, "window_rows": 512}},
         {
             "autoencoder.resampling": {
@@ -365,6 +367,42 @@ def test_a_folders_files_their_names_and_its_suffixes_change_the_id(questions: Q
     (tmp_path / "a" / "one.py").write_text("2")
     ids.append(folder())
     assert len(set(ids)) == 4
+
+
+def test_a_folders_identity_is_of_posix_names_whatever_the_platforms_separator(monkeypatch: pytest.MonkeyPatch):
+    contents = {"sub/one.py": "1", "sub/deep/er.py": "2", "two.py": "3", "sub.py": "4", ".hidden/no.py": "5"}
+    monkeypatch.setattr(sources, "sha256_file", lambda path: contents[path.relative_to(path.root_of).as_posix()])
+    read: list[tuple[str, ...]] = []
+    for flavour, root in ((PurePosixPath, "/corpus"), (PureWindowsPath, "C:\\corpus")):
+        listed = type(
+            "Listed",
+            (flavour,),
+            {
+                "root_of": root,
+                "is_file": lambda _: True,
+                "is_symlink": lambda _: False,
+                "rglob": lambda self, _: [self.joinpath(*name.split("/")) for name in contents],
+            },
+        )
+        source = sources.FolderSource("name", (), (".py",), seed=0)
+        monkeypatch.setattr(source, "_roots", [listed(root)])
+        read.append((*source.identity().values(), *(name for name, _ in source._files)))  # pyright: ignore[reportPrivateUsage]
+    assert read[0] == read[1]
+    assert len(read[0]) == 5  # the hidden one is none
+
+
+def test_a_hub_data_sets_name_configuration_split_and_commit_change_the_id(questions: Questions):
+    """A commit is not asked for; that a branch counts as its commit is tests/integration/test_corpora.py's."""
+
+    def of(**changes: str) -> str:
+        said = {"data_set": "owner/texts", "config": "en", "split": "train", "revision": "a" * 40} | changes
+        return tokenize_id(questions, sources=[{"name": "words", "kind": "hub", **said}])
+
+    changes = {"data_set": "owner/other", "config": "de", "split": "test", "revision": "b" * 40, "text_field": "body"}
+    assert len({of(), *(of(**{field: value}) for field, value in changes.items())}) == 1 + len(changes)
+    rows = {"name": "words", "kind": "tokenized", "data_set": "owner/rows", "revision": "a" * 40}
+    fields = [tokenize_id(questions, sources=[rows | more]) for more in ({}, {"tokens_field": "ids"})]
+    assert len({*fields, of()}) == 3
 
 
 @pytest.mark.parametrize(("name", "stages"), [("tokenizer.json", 2), ("model.safetensors", 1), ("config.json", 1)])

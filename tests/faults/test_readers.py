@@ -6,10 +6,12 @@ once writers and readers are real processes.
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Set
 from pathlib import Path
+from subprocess import PIPE, Popen
 from unittest import mock
 
 from hypothesis import settings
@@ -41,6 +43,7 @@ def contents_of(seed: int, windows: int) -> dict[str, bytes]:
     return {f"window-{w}/{part}": f"{seed} {w} {part}".encode() * 500 for w in range(windows) for part in "ab"}
 
 
+LOOKS = Counter[str]()
 KNOWN = {spec_of(seed, windows).id: (seed, windows) for seed in range(2) for windows in range(1, 4)}
 
 
@@ -61,8 +64,8 @@ def make(store: ArtifactStore, seed: int, windows: int) -> Artifact:
     return store.make(spec_of(seed, windows), produce, provenance={}).artifact
 
 
-def seen(root: Path, may_be_damaged: bool = False) -> set[str]:
-    """Ids of all that a reader finds, each of which must be whole, or say that it is not."""
+def seen(root: Path, damaged: Set[str] = frozenset()) -> set[str]:
+    """Ids of all that a reader finds, each of which must be whole; of the damaged ones, be so or say that it is not."""
     found = set[str]()
     store = ArtifactStore(root)
     for artifact_id in store.ids():
@@ -73,11 +76,18 @@ def seen(root: Path, may_be_damaged: bool = False) -> set[str]:
             continue  # removed while it was read
         except CorruptArtifact as error:
             removed = not (root / "train" / artifact_id).exists()
-            assert removed or may_be_damaged, error  # noqa: PT017 - or it is read
+            assert removed or artifact_id in damaged, error  # noqa: PT017 - or it is read
             continue
         assert files == contents_of(*KNOWN[artifact_id]), artifact_id
         found.add(artifact_id)
     return found
+
+
+def damage(path: Path) -> None:
+    """Makes the file another: links to it keep their bytes."""
+    contents = path.read_bytes()
+    path.unlink()
+    path.write_bytes(contents[:-1] + b"!")
 
 
 class Readers(RuleBasedStateMachine):
@@ -91,7 +101,7 @@ class Readers(RuleBasedStateMachine):
         (self.folder / "remote").mkdir()
         self.root = self.folder / "store"
         self.workspace = Workspace(Runtime(root=self.root), Quiet())
-        self.there, self.looks = set[str](), 0
+        self.there = set[str]()
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
@@ -105,14 +115,25 @@ class Readers(RuleBasedStateMachine):
         def look(_operation: str, path: Path) -> None:
             if self.root.exists() and self.root in path.parents:
                 atomic.set_fault_hook(None)  # a reader, too, may sync what it found
-                found = seen(self.root, may_be_damaged=bool(damaged))
+                found = seen(self.root, damaged)
                 atomic.set_fault_hook(look)
                 assert (before & after) - damaged <= found <= before | after
-                self.looks += 1
+                LOOKS["looks"] += 1
+                LOOKS["found"] += len(found)
+
+        def remove_bit_by_bit(folder: Path) -> None:
+            for path in sorted(folder.rglob("*"), reverse=True):
+                look("rmtree", path)
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
+            folder.rmdir()
 
         atomic.set_fault_hook(look)
         try:
-            action()  # type: ignore[operator]
+            with mock.patch.object(shutil, "rmtree", remove_bit_by_bit):
+                action()  # type: ignore[operator]
         finally:
             atomic.set_fault_hook(None)
         assert seen(self.root) == after
@@ -139,9 +160,7 @@ class Readers(RuleBasedStateMachine):
         if not plan.there:
             push(plan, remote)
         for name in data.draw(st.sets(st.sampled_from(sorted(artifact.manifest.files)), min_size=1)):
-            contents = (artifact.folder / name).read_bytes()
-            (artifact.folder / name).unlink()
-            (artifact.folder / name).write_bytes(contents[:-1] + b"!")
+            damage(artifact.folder / name)
         problems = self.workspace.store.verify(artifact)
         mend = lambda: repair(artifact, problems, self.workspace, remote=remote)  # noqa: E731
         self.watched(set(self.there), mend, damaged=frozenset({artifact_id}))
@@ -151,46 +170,80 @@ TestReaders = Readers.TestCase
 TestReaders.settings = settings(max_examples=times(15, 400), stateful_step_count=8, deadline=None)
 
 
+def test_readers_have_found_enough_for_this_to_mean_something():
+    assert LOOKS["looks"] > times(200, 10_000)
+    assert LOOKS["found"] > LOOKS["looks"] / 4
+    print(f"looks at a changing store {LOOKS['looks']:,}, artifacts read in them {LOOKS['found']:,}")
+
+
+KEPT = spec_of(1, 2).id
 WRITER = """
-import sys, random, time
+import sys, random
 from pathlib import Path
-from storage.artifacts import ArtifactStore
+from pipeline.config import Runtime
+from pipeline.progress import Quiet
+from pipeline.repair import repair
+from pipeline.workspace import Workspace
 from storage.housekeeping import prune
-from tests.faults.test_readers import make
-root, seconds, seed = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-rng, end = random.Random(seed), time.monotonic() + seconds
-store, made = ArtifactStore(root), 0
-while time.monotonic() < end:
-    if rng.random() < 0.7:
-        make(store, seed, rng.randint(1, 3))
+from storage.remote import RemoteStore
+from storage.transfers import plan_push, push
+from tests.faults.test_readers import damage, make
+root, rng = Path(sys.argv[1]), random.Random(0)
+workspace, remote = Workspace(Runtime(root=root), Quiet()), RemoteStore(sys.argv[2])
+store, made, mended = workspace.store, 0, 0
+kept = make(store, 1, 2)
+store.tag("kept", kept)
+push(plan_push(kept, remote), remote)
+while not Path(sys.argv[3]).exists():
+    what = rng.random()
+    if what < 0.5:
+        make(store, 0, rng.randint(1, 3))
         made += 1
-    else:
+    elif what < 0.75:
         prune(store, older_than_days=-1)
-print(made)
+    else:
+        damage(kept.folder / rng.choice(sorted(kept.manifest.files)))
+        repair(kept, store.verify(kept), workspace, remote=remote)
+        mended += 1
+print(made, mended)
 """
 READER = """
-import json, sys, time
+import sys, time
 from pathlib import Path
-from tests.faults.test_readers import seen
-root, end, looks, found = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0, 0
+from tests.faults.test_readers import KEPT, seen
+root, looks, found, kept = Path(sys.argv[1]), 0, 0, 0
+while KEPT not in seen(root, {KEPT}):
+    pass
+end = time.monotonic() + float(sys.argv[2])
 while time.monotonic() < end:
-    found += len(seen(root))
+    ids = seen(root, {KEPT})
+    found += len(ids - {KEPT})
+    kept += KEPT in ids
     looks += 1
-print(looks, found)
+print(looks, found, kept)
 """
 
 
-def test_real_processes_read_whole_artifacts_while_others_make_and_remove_them(tmp_path: Path):
-    """One writer a seed, as one alone extends and prunes: another's pruning may take what it is about to link."""
-    seconds, root = str(times(4, 120)), str(tmp_path / "store")
-    commands = [[sys.executable, "-W", "ignore", "-c", WRITER, root, seconds, "0"]]
-    commands += [[sys.executable, "-W", "ignore", "-c", READER, root, seconds]] * 2
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_real_processes_read_whole_artifacts_while_others_make_remove_and_mend_them(tmp_path: Path):
+    """One writer, as one alone extends and prunes: another's pruning may take what it is about to link."""
+    root, remote, stop = (str(tmp_path / name) for name in ("store", "remote", "stop"))
+    Path(remote).mkdir()
+    commands = [[WRITER, root, remote, stop]] + [[READER, root, str(times(4, 120))]] * 2
+    writer, *readers = processes = [
+        Popen([sys.executable, "-W", "ignore", "-c", *command], cwd=ROOT, stdout=PIPE, stderr=PIPE, text=True)
         for command in commands
     ]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 3, outputs
-    made, *read = [[int(word) for word in out.split()] for out, _ in outputs]
-    assert made[0] > 0
-    assert all(looks > 0 for looks, _ in read)
+    try:
+        outputs = [reader.communicate(timeout=300) for reader in readers]
+        Path(stop).touch()
+        outputs.append(writer.communicate(timeout=60))
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in (*readers, writer)] == [0] * 3, outputs
+    *read, written = [[int(word) for word in out.split()] for out, _ in outputs]
+    assert min(written) > 0, "nothing was made, or nothing mended"
+    for looks, found, kept in read:
+        assert found > 0
+        assert 0 < kept <= looks
+    print(f"made and mended {written}; looks of each reader, artifacts found and the mended one: {read}")

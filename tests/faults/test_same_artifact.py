@@ -23,7 +23,8 @@ import subprocess, sys
 from pathlib import Path
 from storage.artifacts import ArtifactStore
 with ArtifactStore(Path(sys.argv[1])).lock(sys.argv[2]):
-    child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL) if len(sys.argv) > 3 else None
+    sleep = {"args": ["sleep", "60"], "stdout": subprocess.DEVNULL, "close_fds": False}  # has all that may be inherited
+    child = subprocess.Popen(**sleep) if len(sys.argv) > 3 else None
     print(child.pid if child else 0, flush=True)
     sys.stdin.read()
 """

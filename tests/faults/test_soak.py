@@ -7,9 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 from tests.faults.lengths import LONG
+from tests.faults.soak import Soak
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,5 +27,11 @@ def test_random_commands_with_random_faults_lose_nothing_and_believe_nothing_wro
     )
     print(done.stdout)
     assert done.returncode == 0, done.stderr
-    counts = json.loads(done.stdout.splitlines()[-1])
-    assert counts["commands"] > 4  # those in the end
+    counts = Counter(json.loads(done.stdout.splitlines()[-1]))
+    actions = [action.__name__ for action in Soak(tiny_preset, tmp_path, Random(0)).actions()]
+    assert all(counts[action] > 0 for action in actions)
+    assert counts["artifacts hashed"] > 20
+    if LONG:
+        kills, full = (sum(counts[f"fault {kind}"] for kind in kinds) for kinds in (["kill", "term", "int"], ["full"]))
+        damaged, mended = sum(counts[name] for name in counts if name.startswith("damage ")), counts["repaired"]
+        assert min(kills, full, damaged, mended) > 0, (kills, full, damaged, mended)

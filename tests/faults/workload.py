@@ -1,8 +1,10 @@
-"""What storage does in a team's day, in a process without torch: make, tag, push to a folder, pull from there.
+"""What storage does in a team's day, in a process without torch: make, tag, extend, push to a folder, pull from there.
 
-``python -m tests.faults.workload ROOT [BYTES]`` does it, whatever an earlier process left, and prints what it made.
+``python -m tests.faults.workload ROOT [BYTES]`` does it, whatever an earlier process left, and prints what it made. It
+meets every operation of storage/atomic.py.
 """
 
+import mmap
 import os
 import signal
 import sys
@@ -13,14 +15,18 @@ from storage import atomic, transfers
 from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore, Result, Spec, Staging
 from storage.borrowing import Borrowing
-from storage.errors import SparsemillError
+from storage.errors import SparsemillError, naming
+from storage.manifest import MANIFEST_NAME
 from storage.remote import RemoteStore
 from storage.transfers import fetch, missing_files, plan_push, push
 from tests.faults.trees import tree
 from tests.unit.storage.processes import make_simple
 
 SPEC = Spec("harvest", 1, {"seed": 1})
+LONGER = Spec("train", 1, {"seed": 1})
 FILE_BYTES = 1000
+AHEAD_NS = 4_102_444_800 * 10**9
+"""The beginning of the year 2100: where a clock was before it was set back."""
 
 
 def make(root: Path, file_bytes: int = FILE_BYTES) -> Artifact:
@@ -37,6 +43,27 @@ def make(root: Path, file_bytes: int = FILE_BYTES) -> Artifact:
         return Result({"units": 2})
 
     return ArtifactStore(root).make(SPEC, produce, provenance={"device": "cpu"}).artifact
+
+
+def make_longer(root: Path, file_bytes: int = FILE_BYTES) -> Artifact:
+    """Another, which takes both units over from the first, and has one more, of a file past the page cache."""
+    store = ArtifactStore(root)
+    shorter = store.open(SPEC.id)
+    with naming(shorter.folder / MANIFEST_NAME):
+        os.utime(shorter.folder / MANIFEST_NAME, ns=(AHEAD_NS, AHEAD_NS))
+
+    def produce(staging: Staging) -> Result:
+        for unit in ("w0", "w1"):
+            if unit not in staging.finished:
+                assert staging.adopt(unit, [f"{unit}/data", f"{unit}/more"], shorter)
+        if "w2" not in staging.finished:
+            image = mmap.mmap(-1, -(-file_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+            image.write((b"w2/data" * file_bytes)[:file_bytes])
+            atomic.write_aligned(staging.path("w2/data"), memoryview(image), file_bytes)
+            staging.finish("w2", ["w2/data"])
+        return Result({"units": 3})
+
+    return store.make(LONGER, produce, provenance={"device": "cpu"}).artifact
 
 
 def pull(artifact_id: str, remote: RemoteStore, root: Path) -> Artifact:
@@ -56,6 +83,7 @@ def everything(root: Path, file_bytes: int = FILE_BYTES) -> str:
     transfers._SETTLING_SECONDS = 0  # nobody else pushes  # pyright: ignore[reportPrivateUsage]
     made = make(root / "mine", file_bytes)
     ArtifactStore(root / "mine").tag("good", made)
+    make_longer(root / "mine", file_bytes)
     (root / "remote").mkdir(exist_ok=True)
     remote = RemoteStore((root / "remote").as_uri())
     push(plan_push(made, remote), remote)
