@@ -19,12 +19,15 @@ from sae.autoencoder import Autoencoder
 pytestmark = pytest.mark.interop
 HOME = Path(os.environ.get("SPARSEMILL_INTEROP_HOME", Path(__file__).parents[2] / ".interop"))
 SAELENS = """
-import sys, numpy as np, torch
+import os, sys, numpy as np, torch
 from sae_lens import SAE
+from sae_lens.loading import pretrained_sae_loaders as loaders
 folder, rows, out = sys.argv[1:]
 sae = SAE.load_from_disk(folder)
 acts = sae.encode(torch.from_numpy(np.load(rows)))
-np.savez(out, acts=acts.detach().numpy(), sae_out=sae.decode(acts).detach().numpy())
+loaders.hf_hub_download = lambda repo_id, filename, **_: os.path.join(folder, os.path.basename(filename))
+_, _, log_sparsity = loaders.sae_lens_huggingface_loader("owner/name", "sae")
+np.savez(out, acts=acts.detach().numpy(), sae_out=sae.decode(acts).detach().numpy(), log_sparsity=log_sparsity)
 sae.save_model(folder + "-saved")
 """
 DICTIONARY_LEARNING = """
@@ -60,7 +63,10 @@ def test_a_peer_computes_what_we_compute_and_its_own_save_reads_back(peer: str, 
     np.save(tmp_path / "rows.npy", rows.numpy())
     folder = tmp_path / "export"
     folder.mkdir()
-    said = Provenance("train-0123456789ab", "blocks.0.mlp.hook_post", "gelu-1l", 128, include_bos=False)
+    densities = torch.rand(300, generator=generator, dtype=torch.float64)
+    said = Provenance(
+        "train-0123456789ab", "blocks.0.mlp.hook_post", "gelu-1l", 128, include_bos=False, densities=densities
+    )
     for name, data in write_checkpoint(peer, sae, said).items():
         (folder / name).write_bytes(data)
     theirs = ask(peer, folder, tmp_path / "rows.npy")
@@ -68,6 +74,8 @@ def test_a_peer_computes_what_we_compute_and_its_own_save_reads_back(peer: str, 
     assert (acts > 0).mean() > 0.2
     np.testing.assert_allclose(theirs["acts"], acts, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(theirs["sae_out"], sae(rows).sae_out.numpy(), rtol=1e-5, atol=1e-5)
+    if peer == "saelens":
+        np.testing.assert_allclose(10 ** theirs["log_sparsity"].astype(float), densities.numpy(), rtol=1e-5)
     back = read_checkpoint(f"{folder}-saved")
     assert (back.format, back.hook_name, back.language_model) == (peer, said.hook_name, said.language_model)
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
