@@ -100,7 +100,7 @@ def test_stopped_at_random_times_in_whole_stages_by_kill_sigterm_and_ctrl_c_it_e
     arguments = [str(tiny_preset), str(tmp_path), str(rounds), *([] if LONG else short)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.faults.stage_kills", *arguments], cwd=ROOT, capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, timeout=times(300, 3600), check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, timeout=times(300, 4 * 3600), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     survived = [line.split() for line in done.stdout.splitlines()]
