@@ -6,7 +6,7 @@ analysis' own. So it gives the very artifact, whichever way the first one came a
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from pipeline import analyzing, harvest, training
@@ -58,6 +58,22 @@ def to_train(title: str, sae: Artifact, workspace: Workspace) -> str:
     recorded = training.settings(sae)["config"]
     settings = _differences("train", recorded, preset.train.model_dump(mode="json"))
     return shlex.join([*words, "--preset", preset.name, *_set(settings)])
+
+
+def to_compare(saes: Sequence[Artifact], findings: Mapping[str, Artifact], workspace: Workspace) -> str:
+    """The command that puts autoencoders side by side.
+
+    Args:
+        saes: the autoencoders.
+        findings: of the first one's report, by the analysis' name.
+        workspace: where parents are.
+    """
+    settings: dict[str, Any] = {}
+    if set(findings) != set(load_preset(DEFAULT_PRESET).analyze.analyses):
+        settings["analyze.analyses"] = [*findings]
+    for name, artifact in findings.items():
+        settings |= _options(name, artifact, workspace)
+    return shlex.join(["sparsemill", "report", "compare", *(sae.id for sae in saes), *_set(settings)])
 
 
 def _to_rerun(sae: Artifact, workspace: Workspace) -> str:

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM at a point of the program's choosing: a loop finishes its step, saves, and then stops."""
 
+import os
 import signal
 import sys
 import threading
@@ -14,14 +15,20 @@ EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
 """Exit codes after an error of the work, after Ctrl-C and after SIGTERM."""
 
 
+_SECONDS_TO_THE_NEXT_TRY = 0.02
+
 Handlers: TypeAlias = Mapping[signal.Signals, Callable[[int, FrameType | None], Any] | int | None]
 
 
 @contextmanager
 def ending_in_a_line() -> Generator[None]:
-    """A program's whole work: an error, Ctrl-C or SIGTERM ends it with one line on stderr and an exit code."""
+    """A program's whole work: an error, Ctrl-C or SIGTERM ends it with one line on stderr and an exit code.
+
+    Where a signal comes while a library's compiled code calls Python, the stop may be lost in it: then it comes again.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+    hook, sys.unraisablehook = sys.unraisablehook, _stop_again
     try:
         yield
     except SparsemillError as error:
@@ -35,11 +42,31 @@ def ending_in_a_line() -> Generator[None]:
     except KeyboardInterrupt:
         print("sparsemill: interrupted; the same command continues where it stopped", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as stop:
+        if stop.code == EXIT_TERMINATED:
+            print("sparsemill: terminated; the same command continues where it stopped", file=sys.stderr)
+        raise
+    finally:
+        sys.unraisablehook = hook
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    print("sparsemill: terminated; the same command continues where it stopped", file=sys.stderr)
     sys.exit(EXIT_TERMINATED)
+
+
+def _stop_again(lost: Any) -> None:
+    """What becomes of an exception that nobody can catch: a stop's signal comes once more, from another thread."""
+    stop = lost.exc_value
+    if isinstance(stop, KeyboardInterrupt):
+        number = signal.SIGINT
+    elif isinstance(stop, SystemExit) and stop.code == EXIT_TERMINATED:
+        number = signal.SIGTERM
+    else:
+        sys.__unraisablehook__(lost)
+        return
+    again = threading.Timer(_SECONDS_TO_THE_NEXT_TRY, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 class Interruption:

@@ -160,7 +160,7 @@ def _comparison_inputs(reports: Sequence[Artifact], matches: Artifact | None, wo
     return ComparisonInputs(
         columns=columns,
         matches=None if matches is None else _section("cross_seed", matches, saes[0], workspace),
-        command=f"sparsemill report compare {' '.join(sae.id for sae in saes)}",
+        command=commands.to_compare(saes, findings_of(reports[0], workspace), workspace),
         version=version("sparsemill"),
     )
 

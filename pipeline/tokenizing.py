@@ -24,7 +24,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Source, TokenizeConfig
-from pipeline.corpus.documents import SPLITS, START, BadDocuments, Defect, DocumentSource, Place, Row, Split
+from pipeline.corpus.documents import (
+    HELD_OUT_FRACTION,
+    SPLITS,
+    START,
+    BadDocuments,
+    Defect,
+    DocumentSource,
+    Place,
+    Row,
+    Split,
+)
 from pipeline.packing import Packed, Packer, Packing, RowSplitter, interleave
 from pipeline.text_encoding import MOST_AHEAD_CHARACTERS, Encoded, TextEncoder
 from pipeline.workspace import Workspace
@@ -256,6 +266,7 @@ class Tokenizing:
                 f"the sources hold no usable tokens for the {split} side",
                 found=f"{sum(stream.tally.documents for stream in streams)} documents",
                 expected=f"text for at least one prompt of {length} tokens",
+                remedy=f"give more documents: {HELD_OUT_FRACTION:.0%} of them, by the hash of their text, is held out",
             )
         return streams
 

@@ -103,7 +103,8 @@ class ArtifactStore:
         if found is None:
             where = self.root if self.remote is None else f"{self.root} and {self.remote.shown}"
             unfinished = references.unfinished_remedy(self.root, answers=lambda name: name == artifact_id)
-            raise ArtifactNotFound("no such artifact", where=where, found=artifact_id, remedy=unfinished)
+            remedy = unfinished or "'sparsemill artifacts ls' lists what is there"
+            raise ArtifactNotFound(f"no such artifact: {artifact_id}", where=where, remedy=remedy)
         return found
 
     def _here(self, artifact_id: str) -> Artifact | None:

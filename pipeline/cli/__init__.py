@@ -104,7 +104,7 @@ def analyze(
     Each analysis is an artifact: those that are there are found, and a changed option makes that one again.
 
     For instance: sparsemill analyze latest --only kurtosis,null_space; sparsemill analyze latest --only kurtosis --set
-    analyze.options.kurtosis.clip=30; sparsemill analyze latest --only cross_seed --with train-addc.
+    analyze.options.kurtosis.clip=30; sparsemill analyze latest --only cross_seed --with train-2ab7.
 
     Args:
         sae: id, unique prefix or tag of an autoencoder, or 'latest'; the preset's own by default.

@@ -74,7 +74,7 @@ def show(reference: str, *, home: Home = None) -> None:
 def tag(name: str, reference: str, *, home: Home = None) -> None:
     """Give an artifact a name that stays with it; every command takes it, and 'prune' spares what has one.
 
-    For instance: sparsemill artifacts tag baseline train-addc.
+    For instance: sparsemill artifacts tag baseline train-2ab7.
 
     Args:
         name: the tag.

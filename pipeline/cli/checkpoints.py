@@ -52,7 +52,7 @@ def export(
 ) -> None:
     """Write an autoencoder as another program keeps it, or as a folder to publish.
 
-    For instance: sparsemill export latest out --format safetensors; sparsemill export report-7480 published --bundle;
+    For instance: sparsemill export latest out --format safetensors; sparsemill export report-16b2 published --bundle;
     sparsemill push published hf://owner/name.
 
     Args:

@@ -38,7 +38,7 @@ def push(
     profile files: AWS's and ~/.aws, gcloud's, Azure's, HF_TOKEN or 'hf auth login'.
 
     For instance: sparsemill push latest s3://bucket/team --with-parents; sparsemill push harvest-af2f /mnt/team
-    --dry-run; sparsemill push train-addc hf://owner/my-autoencoder.
+    --dry-run; sparsemill push train-2ab7 hf://owner/my-autoencoder.
 
     Args:
         reference: id, unique prefix, tag, or 'latest'; for the Hub also a folder that 'export --bundle' wrote.
@@ -80,7 +80,7 @@ def pull(
     After an interruption the same command goes on where it stopped. To use an artifact without fetching all of it,
     set SPARSEMILL_REMOTE, or name it by its URL: sparsemill train --activations s3://bucket/team/harvest/ID.
 
-    For instance: sparsemill pull s3://bucket/team harvest-af2f --windows 1%; sparsemill pull /mnt/team train-addc
+    For instance: sparsemill pull s3://bucket/team harvest-af2f --windows 1%; sparsemill pull /mnt/team train-2ab7
     --with-parents.
 
     Args:

@@ -2,12 +2,14 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
 import webbrowser
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -128,6 +130,9 @@ def test_a_comparison_makes_what_is_missing_and_is_found_again(
     assert "Best match of a random direction" in html  # of cross_seed
     assert "A-density" in html
     assert "B-kurtosis" in html
+    again = re.search(r'This comparison again: <code class="command">(.*?)</code>', html)
+    assert again is not None
+    assert 'analyze.analyses=["density", "kurtosis"]' in shlex.split(unescape(again[1]))
     before = sorted(own.rglob("manifest.json"))
     sparsemill("report", "compare", first.id, second.id, *settings)
     assert capsys.readouterr().out.splitlines() == [made, page]

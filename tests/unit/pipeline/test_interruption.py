@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,3 +81,32 @@ def test_a_program_ends_in_one_line_and_a_code(
     told = capsys.readouterr().err
     assert told.startswith(f"sparsemill: {line}")
     assert told.count("\n") == 1
+
+
+SWALLOWING = """
+import ctypes, os, signal, sys, time
+from pipeline.interruption import ending_in_a_line
+
+@ctypes.CFUNCTYPE(None)
+def called_by_compiled_code():
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(1)
+
+with ending_in_a_line():
+    called_by_compiled_code()  # what it raises is lost
+    time.sleep(30)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_that_compiled_code_swallows_comes_again(number: signal.Signals, code: int):
+    command = [
+        sys.executable,
+        "-c",
+        f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{SWALLOWING}",
+    ]
+    done = subprocess.run([*command, str(int(number))], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.count("\n") == 1
+    assert "the same command continues" in done.stderr
