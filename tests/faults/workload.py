@@ -81,6 +81,7 @@ def pull(artifact_id: str, remote: RemoteStore, root: Path) -> Artifact:
 def everything(root: Path, file_bytes: int = FILE_BYTES) -> str:
     """The whole day; returns the sha256 of the manifest that was made, pushed and pulled."""
     transfers._SETTLING_SECONDS = 0  # nobody else pushes  # pyright: ignore[reportPrivateUsage]
+    transfers.FILES_AT_ONCE = 1  # so that the n-th change of the disk is the same in every run
     made = make(root / "mine", file_bytes)
     ArtifactStore(root / "mine").tag("good", made)
     make_longer(root / "mine", file_bytes)
