@@ -208,7 +208,7 @@ class StatusHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def answer(self) -> None:
-        page = b"<Error><Message>status code: 200, topsecret</Message></Error>"
+        page = b"" if self.status == 304 else b"<Error><Message>status code: 200, topsecret</Message></Error>"
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.send_response(self.status)
         self.send_header("Content-Length", str(len(page)))
