@@ -20,7 +20,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-demo: $(STAMP)  ## tokenize, harvest, train, analyse, report: four to seven minutes on two cores
+demo: $(STAMP)  ## tokenize, harvest, train, analyse, report: four to nine minutes on two cores
 	$(BIN)/python -m flows.replicate --preset demo
 
 test: $(STAMP)  ## the whole test suite, without network or GPU, two files at a time (WORKERS=0: in one process)
