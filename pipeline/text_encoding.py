@@ -35,6 +35,7 @@ PIECE_CHARACTERS = 1 << 18
 MOST_AHEAD_CHARACTERS = 1 << 22  # half a second of one core: what is encoded while a round is written
 _CHARACTERS_A_CALL = 1 << 17
 _BLOCK_IDS = 1 << 23  # 32 MiB, which goes back to the system when let go, as small arrays among others do not
+_WORDS_REMEMBERED = 1 << 18  # some tens of MB
 _CONTEXT = 256
 _CUT = re.compile(r"(?<=\S)(?=\s\S)")
 _MOST_CUTS_TRIED = 32
@@ -114,7 +115,7 @@ class ThreadWork:
     note = ""
 
     def __init__(self, tokenizer: Tokenizer, threads: int):
-        self._tokenizer = without_additions(tokenizer)
+        self._tokenizer = prepared(tokenizer)
         self._threads = threads
 
     def __enter__(self) -> "ThreadWork":
@@ -154,7 +155,7 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, work: BatchWork):
-        self._tokenizer = without_additions(tokenizer)
+        self._tokenizer = prepared(tokenizer)
         self._work = work
 
     @property
@@ -240,10 +241,15 @@ def _groups(texts: Sequence[str], size: int) -> Iterator[list[str]]:
         yield group
 
 
-def without_additions(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer, which pads and truncates no more."""
+def prepared(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, which pads and truncates no more, and remembers the ids of more words than it does by itself.
+
+    By itself it keeps the first 10,000 different words that it meets, and works out all others each time.
+    """
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    if resize := getattr(tokenizer.model, "_resize_cache", None):  # BPE and Unigram; the others look words up
+        resize(_WORDS_REMEMBERED)
     return tokenizer
 
 

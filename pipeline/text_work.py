@@ -27,7 +27,7 @@ from pipeline.config import TokenizeConfig
 from pipeline.corpus.documents import Ids
 from pipeline.interruption import Interruption, deferred_interruption
 from pipeline.model_files import ModelFiles, find_files
-from pipeline.text_encoding import SWITCH, TextEncoder, Texts, ThreadWork, encode_texts, provenance, without_additions
+from pipeline.text_encoding import SWITCH, TextEncoder, Texts, ThreadWork, encode_texts, prepared, provenance
 from pipeline.workspace import Workspace
 from storage.artifacts import Staging
 from storage.errors import ConfigError
@@ -116,7 +116,7 @@ class _Opening:
                 remedy="give all machines the same model files",
             )  # fmt: skip
         os.environ[SWITCH] = "false"  # this process has as many threads as it was given
-        tokenizer = without_additions(files.read_tokenizer())
+        tokenizer = prepared(files.read_tokenizer())
 
         def encode(batch: Texts) -> EncodedTexts:
             ids = encode_texts(tokenizer, batch.texts)

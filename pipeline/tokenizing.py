@@ -106,30 +106,34 @@ class Ledger:
         self.bad = bad
         self.count = 0
         self.seen = SeenDigests()
-        self._new: list[tuple[int, str, str, str, int, int]] = []
+        self._new = _no_documents()
 
     def take(self, split: Split, source: str, name: str, tokens: int, digest: int) -> int:
         """Enters a document and gives its number."""
         number = self.count
-        self._new.append((number, split, source, name, tokens, digest))
+        for column, value in zip(self._new, (number, split, source, name, tokens, digest), strict=True):
+            column.append(value)
         self.seen.add(digest)
         self.count += 1
         return number
 
     def write(self, staging: Staging, file: str) -> None:
         """Writes the documents entered since the last time as Parquet."""
-        columns = zip(*self._new, strict=True) if self._new else [[] for _ in _DOCUMENTS]
-        arrays = [pa.array(column, kind.type) for column, kind in zip(columns, _DOCUMENTS, strict=True)]
+        arrays = [pa.array(column, kind.type) for column, kind in zip(self._new, _DOCUMENTS, strict=True)]
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_arrays(arrays, schema=_DOCUMENTS), sink)
         staging.write_bytes(file, sink.getvalue().to_pybytes())
-        self._new = []
+        self._new = _no_documents()
 
     def read(self, staging: Staging, file: str) -> None:
         """Takes over the documents that a round wrote."""
         digests = pq.read_table(staging.path(file), columns=["digest"])["digest"].to_numpy()
         self.seen.extend(digests)
         self.count += len(digests)
+
+
+def _no_documents() -> list[list[int | str]]:
+    return [[] for _ in _DOCUMENTS]  # columns: a tuple a document is one more object a document for the collector
 
 
 class SourceStream:
