@@ -20,6 +20,7 @@ from storage.explaining import UNMADE, Explanation, explain
 from storage.fingerprint import Json
 from storage.manifest import Manifest
 
+_SHOWN_IN_A_LINE = 3
 _NEED_FIGURES = frozenset({"tokenize", "harvest"})
 
 
@@ -88,3 +89,47 @@ def explain_chain(preset: Preset, workspace: Workspace) -> list[StageAnswer]:
     with suppress(_EndOfWalk):
         Chain(preset, asking, ask).report()
     return asking.answers
+
+
+def told(answers: Sequence[StageAnswer], *, full: bool = False) -> list[str]:
+    """Answers as lines for people: a stage each, and one for all that would run only because others do.
+
+    Args:
+        answers: of :func:`explain_chain`.
+        full: every difference on a line of its own, of every stage.
+    """
+    lines: list[str] = []
+    following: list[str] = []
+    reasons: list[str] = []
+    for answer in answers:
+        if answer.why is None:
+            lines.append(f"{answer.name}: {answer.id} is {'here' if answer.place == 'here' else 'in the remote'}")
+        elif not full and _only_follows(answer.why):
+            following.append(answer.name)
+        else:
+            reasons.append(answer.name)
+            lines += _why_it_runs(answer.name, answer.why, full=full)
+    if following:
+        lines.append(f"{', '.join(following)}: would run, as {' and '.join(reasons)} would")
+    if answers and answers[-1].name != "report":
+        lines.append("what follows: would run, as it is made from what is missing")
+    return lines
+
+
+def _only_follows(why: Explanation) -> bool:
+    """Whether all that is new is a parent that would be made first."""
+    unmade = any(parent.manifest_sha256 == UNMADE for parent in why.spec.parents.values())
+    return unmade and all(one.field.startswith("parents.") for one in why.differences)
+
+
+def _why_it_runs(name: str, why: Explanation, *, full: bool) -> list[str]:
+    if why.nearest is None:
+        return [f"{name}: would run; there is none yet"]
+    if full:
+        return [f"{name}: would run; {why.nearest} differs in", *(f"  {one}" for one in why.differences)]
+    config = [one for one in why.differences if not one.field.startswith("parents.")] or why.differences
+    named = "; ".join(
+        f"{one.field.removeprefix('config.')} {one.there}, not {one.wanted}" for one in config[:_SHOWN_IN_A_LINE]
+    )
+    more = f"; {len(config) - _SHOWN_IN_A_LINE} more with --full" if len(config) > _SHOWN_IN_A_LINE else ""
+    return [f"{name}: would run; the nearest, {why.nearest}, has {named}{more}"]

@@ -6,6 +6,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.planning.held_out import few_held_out
 from pipeline.stages import Chain
 from pipeline.workspace import facts
 
@@ -23,8 +24,19 @@ def print_summary(chain: Chain) -> None:
         table.add_row(label, value)
     console.print()
     console.print(table)
+    for warning in warnings(chain):
+        console.print(f"\nwarning: {warning}", highlight=False, markup=False, soft_wrap=True)
     console.print("\nOpen the report in a browser:", highlight=False)
     print(chain.runs[-1].made.artifact.folder.resolve() / "index.html")
+
+
+def warnings(chain: Chain) -> list[str]:
+    """What a reader of the figures should know of them."""
+    return [
+        warning
+        for run in chain.runs
+        if run.name == "tokenize" and (warning := few_held_out(facts(run.made.artifact)["held_out"]["prompts"]))
+    ]
 
 
 def figures(chain: Chain) -> dict[str, str]:

@@ -1,12 +1,11 @@
 """How far unfinished work has come, in the units of its stage; its folder is all that is looked at."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pipeline.surveying import SURVEY
-from pipeline.tokenizing import PROMPTS_PER_ROUND
+from storage.manifest import Spec
 from storage.unfinished import Unfinished
 
 
@@ -32,14 +31,19 @@ class SoFar:
 
 def so_far(work: Unfinished) -> SoFar | None:
     """How far something unfinished is; None where its journal does not tell."""
-    if work.spec is None:
-        return None
+    return None if work.spec is None else counted(work.spec, work.units)
+
+
+def counted(spec: Spec, units: Collection[str]) -> SoFar:
+    """How far work on a question is whose finished units are these."""
     with suppress(KeyError, TypeError, ValueError, ArithmeticError):  # a version that recorded something else
-        return _so_far(work.stage, work.units, cast("Any", work.spec.config))
-    return SoFar(len(work.units), None, "parts")
+        return _so_far(spec.stage, units, cast("Any", spec.config))
+    return SoFar(len(units), None, "parts")
 
 
-def _so_far(stage: str, units: tuple[str, ...], config: Mapping[str, Any]) -> SoFar:
+def _so_far(stage: str, units: Collection[str], config: Mapping[str, Any]) -> SoFar:
+    from pipeline.surveying import SURVEY  # torch and all, for which a list of artifacts need not wait
+
     if stage == "harvest":
         return SoFar(len(units), int(config["n_windows"]), "windows")
     if stage == "tokenize":
@@ -53,11 +57,13 @@ def _so_far(stage: str, units: tuple[str, ...], config: Mapping[str, Any]) -> So
 
 
 def _rounds(config: Mapping[str, Any], split: str) -> int:
+    from pipeline.tokenizing import PROMPTS_PER_ROUND  # as above
+
     wanted, length = int(config[f"{split}_tokens"]), int(config["prompt_tokens"])
     prompts = sum(round(wanted * float(source["share"])) // length for source in config["sources"])
     return -(-prompts // PROMPTS_PER_ROUND)
 
 
-def _newest(units: tuple[str, ...]) -> int:
+def _newest(units: Collection[str]) -> int:
     """The largest number in the names of checkpoints, such as ``checkpoint-000000500``; 0 where there is none."""
     return max((int(unit.partition("-")[2].partition(".")[0]) for unit in units), default=0)

@@ -79,7 +79,7 @@ def _print_lines(artifact: Artifact, problems: list[Problem], done: Repair | Non
         print(_told(artifact, done))
     for problem in problems:
         print(problem)
-    files = f"{len(artifact.manifest.files):,} files"
+    files = _files(len(artifact.manifest.files))
     if not problems:
         print(f"{artifact.id}: {files} as committed")
         return
@@ -89,13 +89,17 @@ def _print_lines(artifact: Artifact, problems: list[Problem], done: Repair | Non
 
 
 def _told(artifact: Artifact, done: Repair) -> str:
-    windows = ", ".join(map(str, done.windows))
+    windows = f"window{'s' * (len(done.windows) > 1)} {', '.join(map(str, done.windows))}"
     parts = [
-        f"{len(done.recomputed):,} files made again" if done.recomputed else "",
-        f"computed windows: {windows}" if done.windows else "",
-        f"{len(done.fetched):,} files fetched" if done.fetched else "",
-        f"{len(done.quarantined):,} moved to .quarantine/{artifact.id}" if done.quarantined else "",
+        f"{windows} computed again" if done.windows else "",
+        f"{_files(len(done.recomputed))} made again, as committed" if done.recomputed else "",
+        f"{_files(len(done.fetched))} fetched" if done.fetched else "",
+        f"{_files(len(done.quarantined))} moved to .quarantine/{artifact.id}" if done.quarantined else "",
         f"all computed again, manifest now {artifact.manifest_sha256}" if done.rewritten else "",
         f"made from it as it was: {', '.join(done.children)}" if done.children else "",
     ]
     return f"{artifact.id}: {'; '.join(filter(None, parts))}"
+
+
+def _files(number: int) -> str:
+    return f"{number:,} file{'s' * (number != 1)}"

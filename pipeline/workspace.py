@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
-import torch
-
 from pipeline.config import Runtime
 from pipeline.progress import Quiet, Reporter
+from pipeline.unfinished import counted
 from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore, Made, Result, Spec, Staging
 from storage.errors import ConfigError, UnsupportedFormat
 from storage.fingerprint import Json
 from storage.remote import OnBytes, RemoteStore
 from storage.transfers import Plan, plan_push, push
+from storage.unfinished import note_failure
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Workspace:
         if runtime.push and not runtime.remote:
             raise ConfigError("there is nowhere to push to", remedy="set SPARSEMILL_REMOTE to the URL of the remote")
         if runtime.threads is not None:
+            import torch  # second only to what a stage computes in what it costs: those who look at a store need none
+
             torch.set_num_threads(runtime.threads)
         return Workspace(runtime, Quiet() if reporter is None else reporter)
 
@@ -84,12 +86,17 @@ class Workspace:
         """
         on_record = self.provenance() if provenance is None else provenance
 
-        def produce_and_warn(stagings: Sequence[Staging]) -> Sequence[Result]:
-            for unit in (unit for staging in stagings for unit in staging.dropped):
-                self.reporter.say(f"  warning: {unit} of the interrupted run is damaged; going on without it")
-            return produce(stagings)
+        def produce_and_tell(stagings: Sequence[Staging]) -> Sequence[Result]:
+            for staging in stagings:
+                self._tell_begin(staging)
+            try:
+                return produce(stagings)
+            except Exception as error:
+                for staging in stagings:
+                    note_failure(self.store.root, staging.spec.id, error)
+                raise
 
-        made = self.store.make_together(specs, produce_and_warn, on_record, self._say_waiting)
+        made = self.store.make_together(specs, produce_and_tell, on_record, self._say_waiting)
         for artifact in (one.artifact for one in made):
             if artifact.origin is not None and self.store.remote is not None:
                 self.reporter.say(f"  {artifact.id} is in {self.store.remote.shown}; files come as they are read")
@@ -107,6 +114,14 @@ class Workspace:
                 push(plan, remote, advance)
         return plan
 
+    def _tell_begin(self, staging: Staging) -> None:
+        note_failure(self.store.root, staging.spec.id, None)
+        for unit in staging.dropped:
+            self.reporter.say(f"  warning: {unit} of the interrupted run is damaged; going on without it")
+        if staging.finished:
+            kept = counted(staging.spec, staging.finished)
+            self.reporter.say(f"  resuming {staging.spec.id}: {kept} are there from the run before")
+
     def _say_waiting(self) -> None:
         self.reporter.say("  another process is making it: waiting for that one")
 
@@ -116,6 +131,8 @@ class Workspace:
         Args:
             threads: of the arithmetic, where that is not the number in use.
         """
+        import torch
+
         on_cpu = self.runtime.device == "cpu"
         return {
             "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
@@ -129,10 +146,16 @@ class Workspace:
     @property
     def threads(self) -> int:
         """CPU threads in use."""
+        import torch
+
         return self.runtime.threads or torch.get_num_threads() or os.cpu_count() or 1
 
 
 def _check_device(name: str) -> None:
+    if name == "cpu":
+        return
+    import torch
+
     try:
         device = torch.device(name)
     except RuntimeError as error:

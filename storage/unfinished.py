@@ -1,8 +1,10 @@
 """What was begun and is not committed, as somebody sees it who only looks.
 
-Nothing here waits, writes or takes a lock. Meanwhile folders may come, grow and go, and they may hold anything: what
-cannot be read is said to be so, never raised. A journal counts as far as its lines parse; whether the files are as it
-says is for whoever goes on with them to find out, as that reads them all.
+Looking waits for nothing, writes nothing and takes no lock. Meanwhile folders may come, grow and go, and they may hold
+anything: what cannot be read is said to be so, never raised. A journal counts as far as its lines parse; whether the
+files are as it says is for whoever goes on with them to find out, as that reads them all.
+
+Work that an error ended leaves a note of it beside its journal, for those who look; nothing goes on from it.
 """
 
 import json
@@ -19,6 +21,8 @@ from storage.errors import SparsemillError
 from storage.fingerprint import Json
 from storage.manifest import FORMAT_VERSION, MANIFEST_NAME, Spec, is_id, stage_of
 
+_FAILURE_NAME = "failure.txt"
+_MAX_FAILURE_BYTES = 2000
 _MAX_LINE_BYTES = 1 << 26  # of a journal; a unit of a hundred thousand files takes less
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SparsemillError)
 
@@ -35,6 +39,7 @@ class Unfinished:
         disk_bytes: what would be free without it.
         working: whether a process holds its lock; None where the system cannot tell.
         committed: whether an artifact of this id is there all the same: it is made again, or was pulled meanwhile.
+        failure: the error that ended it, in a line; None where a signal, a crash or nothing did.
     """
 
     id: str
@@ -44,6 +49,7 @@ class Unfinished:
     disk_bytes: int
     working: bool | None
     committed: bool
+    failure: str | None = None
 
     @property
     def stage(self) -> str:
@@ -60,7 +66,8 @@ def unfinished(root: Path, stage: str | None = None) -> list[Unfinished]:
             spec, units = _read_journal(folder / "journal.jsonl", artifact_id)
             own = sum(stat.st_blocks * 512 for stat in file_stats(folder) if stat.st_nlink == 1)
             working, committed = is_worked_on(root, artifact_id), _is_committed(root, artifact_id)
-            found.append(Unfinished(artifact_id, folder, spec, units, own, working, committed))
+            failure = None if working else _read_failure(folder)
+            found.append(Unfinished(artifact_id, folder, spec, units, own, working, committed, failure))
     return found
 
 
@@ -81,6 +88,19 @@ def is_worked_on(root: Path, artifact_id: str) -> bool | None:
 def state(working: bool | None) -> str:
     """In words, what :func:`is_worked_on` answers of something unfinished."""
     return {True: "being made", False: "interrupted", None: "unfinished"}[working]
+
+
+def note_failure(root: Path, artifact_id: str, error: Exception | None) -> None:
+    """Leaves a note of the error that ended work, or of None removes that of an earlier end; for who holds its lock.
+
+    Where that fails there is no note: it says nothing that the error, which is raised, did not say.
+    """
+    note = root / ".staging" / artifact_id / _FAILURE_NAME
+    with suppress(OSError):
+        if error is not None:
+            atomic.replace_file(note, _in_a_line(_told(error)).encode()[:_MAX_FAILURE_BYTES])
+        elif note.is_file():
+            atomic.remove_file(note)
 
 
 def file_stats(folder: Path) -> Iterator[os.stat_result]:
@@ -114,6 +134,26 @@ def _mode(path: Path) -> int:
         return path.stat().st_mode
     except OSError:  # not there, or somebody else's
         return 0
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, SparsemillError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _read_failure(folder: Path) -> str | None:
+    note = folder / _FAILURE_NAME
+    with suppress(OSError):
+        if S_ISREG(_mode(note)):
+            with note.open("rb") as file:
+                return _in_a_line(file.read(_MAX_FAILURE_BYTES).decode(errors="ignore")) or None
+    return None
+
+
+def _in_a_line(text: str) -> str:
+    """What a terminal shows as it is: documents, whose names errors quote, may hold anything."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())
 
 
 def _read_journal(journal: Path, artifact_id: str) -> tuple[Spec | None, tuple[str, ...]]:

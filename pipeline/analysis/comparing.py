@@ -10,6 +10,7 @@ from pipeline.analysis.context import Context
 from storage.errors import InputError
 
 _NAMED_DIFFERENCES = 3
+_SEEDS = frozenset({"seed", "reader_seed"})
 
 
 class Described(NamedTuple):
@@ -51,6 +52,11 @@ def sites(described: Sequence[Described]) -> list[str]:
     """The hook of each, after its model's name where the models differ."""
     one_model = all(one.model_identity == described[0].model_identity for one in described)
     return [one.hook_name if one_model else f"{one.model} {one.hook_name}" for one in described]
+
+
+def random_starts_alone(labelled: Sequence[str]) -> bool:
+    """Whether autoencoders differ from the first in seeds and nothing else, by their :func:`labels`."""
+    return all(word.split()[0] in _SEEDS for label in labelled[1:] for word in label.split(", "))
 
 
 def need_same_width(context: Context) -> None:

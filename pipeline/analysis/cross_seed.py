@@ -1,4 +1,7 @@
-"""Whether another random start finds the same features, and the same direction of ultra-low ones.
+"""Whether another autoencoder finds the same features, and the same direction of ultra-low ones.
+
+Of another random start that is the post's question; of another setting or width it is what the comparison of reports
+asks, and the reading says so.
 
 Two autoencoders or more of one site. Of every pair of them the cosine between their mean ultra-low encoder directions:
 of raw columns (the author's) and of unit ones; an autoencoder with fewer than two ultra-low features has no cluster and
@@ -21,16 +24,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.analysis import figures, statistics
-from pipeline.analysis.comparing import need_same_width
+from pipeline.analysis.comparing import need_same_width, random_starts_alone
 from pipeline.analysis.context import Context, Floats, Integers, Mask, Need
 from pipeline.analysis.display import percent, show
 from pipeline.analysis.rare_direction import mean_directions
 from pipeline.analysis.registry import AnalysisOptions, NumberLabel
 from pipeline.analysis.result import AnalysisResult, Number
 
-VERSION = 1
-TITLE = "Across seeds"
-QUESTION = "Does another random start find the same features, and the same ultra-low direction?"
+VERSION = 2
+TITLE = "Features found again"
+QUESTION = "Does another autoencoder find the same features, and the same ultra-low direction?"
 REQUIRES: frozenset[Need] = frozenset({"companions"})
 OPTIONAL: frozenset[Need] = frozenset({"density"})
 NUMBERS = (
@@ -118,7 +121,7 @@ def run(context: Context, options: OPTIONS) -> AnalysisResult:
     drawn = {"matches": _match_figure(pooled, context)}
     if len(clusters) > 1:
         drawn["directions"] = _direction_figure(everyone, clusters[0], options)
-    return AnalysisResult(numbers, tables, drawn, _reading(numbers))
+    return AnalysisResult(numbers, tables, drawn, _reading(numbers, everyone))
 
 
 def best_matches(left: Floats, right: Floats) -> tuple[Matches, Matches]:
@@ -278,7 +281,7 @@ def _direction_figure(everyone: Sequence[Context], cluster: _Cluster, options: O
     )
 
 
-def _reading(numbers: dict[str, Number]) -> str:
+def _reading(numbers: dict[str, Number], everyone: Sequence[Context]) -> str:
     group, named = ("frequent", "frequent ") if "matched_median_frequent" in numbers else ("all", "")
     direction = (
         f"The mean ultra-low encoder directions of two of them have cosine {show(numbers['direction_cosine'])}, where "
@@ -287,8 +290,18 @@ def _reading(numbers: dict[str, Number]) -> str:
         else "Fewer than two of them have an ultra-low cluster, so there are no directions to compare."
     )
     return (
-        "A feature at cosine 1 is found again whatever the random start; one on the dotted curve is matched no better "
+        f"A feature at cosine 1 is found again {_whatever(everyone)}; one on the dotted curve is matched no better "
         f"than by chance. Of the {named}features {percent(numbers[f'matched_fraction_{group}'])} have a match above "
         f"{show(numbers['matched_above'])}; the median is {show(numbers[f'matched_median_{group}'])} and chance gives "
         f"{show(numbers['matched_median_random'])}. {direction}"
     )
+
+
+def _whatever(everyone: Sequence[Context]) -> str:
+    """What the autoencoders do not have in common."""
+    names = [one.label for one in everyone]
+    if random_starts_alone(names):
+        return "whatever the random start"
+    widths = sorted({one.sae.d_sae for one in everyone})
+    sizes = f", of {' and '.join(f'{width:,}' for width in widths)} features" if len(widths) > 1 else ""
+    return f"by autoencoders that differ in more than the random start ({'; '.join(names[1:])}{sizes})"

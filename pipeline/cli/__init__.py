@@ -35,7 +35,6 @@ from pipeline.cli.sharing import explain, pull, push
 from pipeline.cli.study import study
 from pipeline.config import load_preset, preset_names
 from pipeline.interruption import EXIT_ERROR, ending_in_a_line
-from pipeline.training import AUTOENCODER_STAGES
 
 app = App(
     name="sparsemill",
@@ -58,7 +57,13 @@ def tokenize(*, run: Run = DEFAULTS) -> None:
 
     For instance: sparsemill tokenize --preset mine.toml --on-bad-document skip.
     """
-    finish(run.chain().tokenize())
+    from pipeline.summary import warnings
+
+    chain = run.chain()
+    artifact = chain.tokenize()
+    for warning in warnings(chain):
+        chain.workspace.reporter.say(f"  warning: {warning}")
+    finish(artifact)
 
 
 @app.command(group=STAGES, sort_key=2)
@@ -109,6 +114,8 @@ def analyze(
     Args:
         sae: id, unique prefix or tag of an autoencoder, or 'latest'; the preset's own by default.
     """
+    from pipeline.training import AUTOENCODER_STAGES
+
     chain = run.chain()
     store = chain.workspace.store
     artifact = None if sae is None else store.resolve(sae, stage=AUTOENCODER_STAGES)

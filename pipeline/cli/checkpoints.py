@@ -5,9 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from pipeline.checkpoints import FORMATS, plain, saelens
 from pipeline.cli.options import Home, finish, workspace_at
-from pipeline.training import AUTOENCODER_STAGES
 from storage.errors import ConfigError
 
 
@@ -43,7 +41,7 @@ def export(
     *,
     format_: Annotated[
         str | None,
-        Parameter(name="--format", help=f"{', '.join(FORMATS)}; saelens by default"),
+        Parameter(name="--format", help="safetensors, saelens, dictionary_learning; saelens by default"),
     ] = None,
     bundle: Annotated[
         bool, Parameter(negative=(), help="with densities, feature table, report, lineage and a card: to publish")
@@ -59,8 +57,10 @@ def export(
         reference: id, unique prefix or tag of an autoencoder or of the report on it, or 'latest'.
         folder: where to; new or empty.
     """
+    from pipeline.checkpoints import plain, saelens
     from pipeline.checkpoints.bundle import export_bundle
     from pipeline.checkpoints.exporting import export_autoencoder
+    from pipeline.training import AUTOENCODER_STAGES
 
     workspace = workspace_at(None, home)
     artifact = workspace.store.resolve(reference, stage=(*AUTOENCODER_STAGES, "report"))

@@ -1,18 +1,24 @@
-"""What the commands have in common: options, where they work, how results are printed."""
+"""What the commands have in common: options, where they work, how results are printed.
+
+Commands import what computes when they run: with torch it takes seconds, which --help and a look at a store need not.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import Runtime, load_preset, validate
 from pipeline.progress import for_stderr
-from pipeline.stages import Chain, run_directly
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
+
+if TYPE_CHECKING:
+    from pipeline.stages import Chain
 
 BEFORE = Group.create_ordered("Before a run")
 STAGES = Group.create_ordered("Run")
@@ -21,6 +27,8 @@ SHARE = Group.create_ordered("Share")
 """Groups of commands in the help, in the order in which they are listed there."""
 
 _COMMON = Group.create_ordered("Which run, and where (the same for all commands that run stages)")
+
+_WIDER_THAN_ANY = 1_000_000
 
 Set = Annotated[
     tuple[str, ...],
@@ -71,8 +79,10 @@ class Run:
         Parameter(help="what tokenize does with one: stop with file and line, or skip and count; the preset's choice"),
     ] = None
 
-    def chain(self) -> Chain:
+    def chain(self) -> "Chain":
         """The chain of stages that the options ask for."""
+        from pipeline.stages import Chain, run_directly
+
         workspace = workspace_at(
             self.threads, self.home, device=self.device, tensorboard=self.tensorboard, push=self.push,
             dask=self.dask, workers=self.workers,
@@ -100,10 +110,13 @@ def finish(artifact: Artifact) -> None:
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
-    """Prints a table to stdout."""
+    """Prints a table to stdout; only on a terminal a row that is too long for it is folded, in its last column."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column != columns[-1])
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*map(escape, row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDER_THAN_ANY
+    console.print(table)

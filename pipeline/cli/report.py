@@ -4,14 +4,11 @@ import webbrowser
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from pipeline import analyzing, reporting
 from pipeline.cli.options import AFTERWARDS, DEFAULTS, Home, Run, finish, workspace_at
-from pipeline.report.images import Format, Image, write_images
-from pipeline.training import AUTOENCODER_STAGES
 from pipeline.workspace import Workspace, facts
 from storage.artifact import Artifact
 from storage.errors import ConfigError
@@ -65,11 +62,14 @@ def serve(
 def images(
     reference: Reference = "latest",
     *,
-    format_: Annotated[Format, Parameter(name="--format", help="svg, png or pdf")] = "svg",
+    format_: Annotated[Literal["svg", "png", "pdf"], Parameter(name="--format", help="svg, png or pdf")] = "svg",
     folder: Annotated[Path | None, Parameter(help="where to; figures-ID in the current one by default")] = None,
     home: Home = None,
 ) -> None:
     """Save every figure of a report as an image, and print the files."""
+    from pipeline import analyzing, reporting
+    from pipeline.report.images import Image, write_images
+
     workspace = workspace_at(None, home)
     artifact = _find(reference, workspace)
     target = Path(f"figures-{artifact.id}") if folder is None else folder
@@ -93,10 +93,16 @@ def compare(sae: str, *others: str, run: Run = DEFAULTS) -> None:
         sae: an autoencoder: id, unique prefix, tag, path or 'latest'.
         others: those beside it, at least one.
     """
+    from pipeline import reporting
+    from pipeline.training import AUTOENCODER_STAGES
+
     chain = run.chain()
     found = [chain.workspace.store.resolve(one, stage=AUTOENCODER_STAGES) for one in (sae, *others)]
     if len({one.id for one in found}) < max(2, len(found)):
-        raise ConfigError("a comparison takes different autoencoders", found=", ".join(one.id for one in found))
+        raise ConfigError(
+            "a comparison takes two different autoencoders or more", found=", ".join(one.id for one in found),
+            remedy="'sparsemill artifacts ls train' lists those there are",
+        )  # fmt: skip
     reports = [chain.report(one) for one in found]
     matches = None
     if len({facts(one)["d_in"] for one in found}) == 1:

@@ -4,17 +4,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.filesize import decimal
 
-from pipeline import sharing
 from pipeline.cli.options import AsJson, Home, PresetName, Set, print_table, workspace_at
 from pipeline.config import load_preset
-from pipeline.sharing import Moved
 from storage.errors import ConfigError
 from storage.remote import RemoteStore
+
+if TYPE_CHECKING:
+    from pipeline.sharing import Moved
 
 WithParents = Annotated[
     bool, Parameter(name="--with-parents", negative=(), help="also what it was made from, back to the tokens")
@@ -44,8 +45,10 @@ def push(
         reference: id, unique prefix, tag, or 'latest'; for the Hub also a folder that 'export --bundle' wrote.
         url: s3://, gs://, az://, file://, a folder, or hf://owner/name; SPARSEMILL_REMOTE by default.
     """
+    from pipeline import sharing
     from pipeline.checkpoints.bundle import is_bundle
     from pipeline.hub import PREFIX, Address, push_bundle, push_to_hub
+    from pipeline.sharing import Moved
 
     if url is not None and url.startswith(PREFIX) and is_bundle(Path(reference)):
         files, n_bytes = push_bundle(Path(reference), Address.parse(url), dry_run=dry_run)
@@ -87,6 +90,8 @@ def pull(
         url: s3://, gs://, az://, https://, file://, or a folder.
         reference: id; where the remote can be listed also the unique beginning of one.
     """
+    from pipeline import sharing
+
     workspace = workspace_at(None, home)
     artifact, moved = sharing.pull(
         reference, _remote(url), workspace, with_parents=with_parents, windows=windows, dry_run=dry_run
@@ -96,37 +101,44 @@ def pull(
         print(artifact.id)
 
 
-def explain(preset: PresetName = "demo", *, set_: Set = (), home: Home = None, as_json: AsJson = False) -> None:
+def explain(
+    preset: PresetName = "demo",
+    *,
+    set_: Set = (),
+    full: Annotated[
+        bool, Parameter(negative=(), help="of each stage that would run, every difference from the nearest artifact")
+    ] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
     """Say which stages of a preset are there, and why each of the others would run.
 
     A stage that would run is compared with the nearest artifact of its kind: the fields of its config, the version of
-    its output, and its parents, as far as they differ. Nothing is made.
+    its output, and its parents, as far as they differ. What would run only because something before it does is told in
+    one line. Nothing is made.
 
     For instance: sparsemill explain demo --set train.autoencoder.l1_coeff=0.2.
     """
-    from pipeline.explaining import explain_chain
+    from pipeline.explaining import explain_chain, told
 
     answers = explain_chain(load_preset(preset, set_), workspace_at(None, home))
     if as_json:
         print(json.dumps([_described(asdict(answer)) for answer in answers], indent=2, default=str))
         return
-    for answer in answers:
-        if answer.why is None:
-            print(f"{answer.name}: {answer.id} is {answer.place if answer.place == 'here' else 'in the remote'}")
-            continue
-        nearest = answer.why.nearest
-        print(f"{answer.name}: would run" + ("; there is none yet" if nearest is None else f"; {nearest} differs in"))
-        for difference in answer.why.differences:
-            print(f"  {difference}")
-    if answers and answers[-1].name != "report":
-        print("what follows: would run, as it is made from what is missing")
+    print("\n".join(told(answers, full=full)))
 
 
 def list_remote(url: str, *, as_json: bool) -> None:
     """Prints what a remote has."""
-    found = sharing.list_remote(_remote(url))
+    from pipeline import sharing
+
+    remote = _remote(url)
+    found = sharing.list_remote(remote)
     if as_json:
         print(json.dumps([asdict(pointer) for pointer in found], indent=2))
+        return
+    if not found:
+        print(f"{remote.shown} holds no artifacts; 'sparsemill push' publishes some")
         return
     print_table(
         ["artifact", "size", "files"],
@@ -147,7 +159,7 @@ def _described(answer: dict[str, object]) -> dict[str, object]:
     return answer | kept
 
 
-def _tell(verb: str, moved: Sequence[Moved], *, dry_run: bool, as_json: bool) -> None:
+def _tell(verb: str, moved: "Sequence[Moved]", *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"dry_run": dry_run, "artifacts": [asdict(one) for one in moved]}, indent=2))
         return
@@ -156,5 +168,7 @@ def _tell(verb: str, moved: Sequence[Moved], *, dry_run: bool, as_json: bool) ->
         done = "there already" if one.there else f"{would} {one.files:,} files, {decimal(one.bytes)}"
         print(f"{one.id}: {done}")
     if len(moved) > 1:
+        from pipeline import sharing
+
         all_of_it = sharing.total(moved)
         print(f"all: {would} {all_of_it.files:,} files, {decimal(all_of_it.bytes)}")

@@ -1,15 +1,14 @@
 """``sparsemill study``: questions that take several autoencoders, trained where they are missing."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from pipeline import studies
-from pipeline.analysis import ANALYSES
-from pipeline.analysis.display import show
 from pipeline.cli.options import DEFAULTS, STAGES, Run, finish, print_table
-from pipeline.studies import Study, look_ahead
 from pipeline.workspace import facts
+
+if TYPE_CHECKING:
+    from pipeline.studies import Study
 
 study = App(
     name="study",
@@ -47,6 +46,8 @@ def cross_seed(
     Each further autoencoder has the trainer's seed (initial weights, resampling) and the reader's (order of rows) one
     higher, and the same activations.
     """
+    from pipeline import studies
+
     _run(studies.cross_seed(seeds), sae, run, dry_run=dry_run)
 
 
@@ -66,6 +67,8 @@ def orthogonal_rerun(
     One more training, in which every encoder is kept orthogonal to the mean encoder of the ultra-low features, or of
     those named. An autoencoder without a cluster is refused.
     """
+    from pipeline import studies
+
     _run(studies.orthogonal_rerun(features), sae, run, dry_run=dry_run)
 
 
@@ -89,6 +92,8 @@ def encoder_sparsity(
     One training a coefficient. Without any, three of each kind: those that would add 1, 3 and 10 % to the loss that the
     first training ended with, were its encoder to stay as it is.
     """
+    from pipeline import studies
+
     _run(studies.encoder_sparsity(l1, l2), sae, run, dry_run=dry_run)
 
 
@@ -102,7 +107,7 @@ def site_comparison(
     ] = (),
     l1_factors: Annotated[
         tuple[float, ...], Parameter(consume_multiple=True, negative=(), help="of l1_coeff: the sweep at each site")
-    ] = studies.L1_FACTORS,
+    ] = (0.5, 1.0, 2.0),
     dry_run: DryRun = False,
     run: Run = DEFAULTS,
 ) -> None:
@@ -112,10 +117,16 @@ def site_comparison(
     recovered can be compared at equal L0, by interpolation. At another site l1_coeff is scaled with the spread of its
     activations.
     """
+    from pipeline import studies
+
     _run(studies.site_comparison(sites, l1_factors), sae, run, dry_run=dry_run)
 
 
-def _run(found: Study, sae: str | None, run: Run, *, dry_run: bool) -> None:
+def _run(found: "Study", sae: str | None, run: Run, *, dry_run: bool) -> None:
+    from pipeline.analysis import ANALYSES
+    from pipeline.analysis.display import show
+    from pipeline.studies import look_ahead
+
     chain = run.chain()
     if dry_run:
         print("\n".join(look_ahead(found, chain, sae)))

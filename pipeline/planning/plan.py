@@ -17,10 +17,12 @@ import torch
 from pipeline import language_model
 from pipeline.config import Preset
 from pipeline.language_model import LanguageModel
+from pipeline.listing import run_record
 from pipeline.memory import available_bytes, model_width, resident_bytes, room_bytes
 from pipeline.planning.calibration import Calibration, calibrate, temporary_bytes
 from pipeline.planning.device import device_needs, device_room_bytes, host_needs, require_device_room
 from pipeline.planning.fitting import Choice, disk_choices, require_disk, require_room
+from pipeline.planning.held_out import few_held_out
 from pipeline.planning.mixing import Mixing, mixings
 from pipeline.planning.sizes import Figures, RunPlan, Site, Subject, TokensPlan
 from pipeline.progress import Quiet
@@ -91,6 +93,10 @@ class Plan(Figures):
     """Time by stage, of stages not made yet; empty without calibration."""
     full_seconds: dict[str, float]
     """The same for the full run."""
+    made_seconds: dict[str, float]
+    """What it took to make the stages that are there, of those that were made in one run here."""
+    warnings: tuple[str, ...]
+    """What the run can do, but should not be surprised by."""
     refusal: str | None
     """Why the run cannot be made here; None if it can."""
 
@@ -167,6 +173,8 @@ def plan(
         calibration=rates,
         seconds=_seconds(run, rates),
         full_seconds=_seconds(full_run, rates),
+        made_seconds=_made_seconds(made),
+        warnings=tuple(filter(None, [few_held_out(_held_out_prompts(preset, made.get("tokenize")))])),
         refusal=None if refusal is None else str(refusal),
     ), refusal
 
@@ -220,6 +228,18 @@ def _tokens(artifact: Artifact | None) -> TokensPlan | None:
         bytes=artifact.manifest.total_bytes,
         exact=True,
     )
+
+
+def _made_seconds(made: Mapping[str, Artifact]) -> dict[str, float]:
+    records = {stage: run_record(artifact) for stage, artifact in made.items()}
+    return {stage: one.seconds for stage, one in records.items() if one.status == "made" and one.seconds is not None}
+
+
+def _held_out_prompts(preset: Preset, tokens: Artifact | None) -> int:
+    """Those that are there, or else at most."""
+    if tokens is not None:
+        return int(facts(tokens)["held_out"]["prompts"])
+    return preset.tokenize.held_out_tokens // preset.tokenize.prompt_tokens
 
 
 def _sites(model: LanguageModel, hook_names: Sequence[str]) -> tuple[Site, ...]:

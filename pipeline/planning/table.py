@@ -10,6 +10,8 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.sizes import RunPlan, StorePlan
 from storage.encoding import ENCODINGS
 
+_STAGES = frozenset({"tokenize", "harvest", "train"})
+
 
 def print_plan(plan: Plan) -> None:
     """Prints the run beside the full one, store sizes by site and encoding, mixing, and what times rest on."""
@@ -26,7 +28,7 @@ def _runs(plan: Plan, columns: tuple[str, ...]) -> Table:
     table = _table(*columns)
     both = ((plan.run, plan.memory, plan.seconds), (plan.full, plan.full_memory, plan.full_seconds))
     sides = [_rows(plan, *one) for one in both]
-    for label in sides[0]:
+    for label in dict.fromkeys([*sides[0], *sides[1]]):
         table.add_row(label, *(side.get(label, "") for side in sides))
     return table
 
@@ -57,8 +59,15 @@ def _rows(
         verdict = "" if stage in run.made else _verdict(needed, plan.machine.device_room_bytes or 0)
         rows[f"device memory: {stage}"] = f"{size(needed)}{verdict}"
     rows["steps"] = f"{training.steps:,} ({training.passes:.2f} passes)"
+    rows |= {f"time: {stage}": _time_made(plan, stage) for stage in run.made}
     rows |= {f"time: {stage}": duration(value) for stage, value in seconds.items()}
     return rows
+
+
+def _time_made(plan: Plan, stage: str) -> str:
+    """Of a stage that is there."""
+    seconds = plan.made_seconds.get(stage)
+    return "none: made already" if seconds is None else f"none: made already, in {duration(seconds)}"
 
 
 def _sizes(plan: Plan) -> Table:
@@ -85,6 +94,11 @@ def _notes(plan: Plan) -> list[str]:
         f"memory for {stage}: {', '.join(f'{name} {size(part)}' for name, part in parts.items() if part)}, {held}"
         for stage, parts in plan.memory.items()
     ]
+    notes += [f"warning: {warning}" for warning in plan.warnings]
+    if _STAGES.issubset(plan.run.made):
+        notes.append(
+            "tokens, activations and autoencoder are made already: a run finds them, and makes what analyses lack"
+        )
     notes += [
         f"device memory for {stage}: {', '.join(f'{name} {size(part)}' for name, part in parts.items() if part)}, "
         "beside the model; counted, never compared with a device"

@@ -53,6 +53,22 @@ def test_explain_calls_no_stage_found_that_would_run(home: Path, tiny_preset: Pa
     done = sparsemill("explain", str(tiny_preset), "--set", "train.autoencoder.steps=3", home=home)
     assert "train: would run" in done.stdout
     assert "cached" not in done.stdout + done.stderr
+    *_, changed, following = done.stdout.splitlines()
+    assert changed.endswith(", has autoencoder.steps 60, not 3")
+    assert following.startswith("survey, density, ")
+    assert following.endswith(", report: would run, as train would")
+    full = sparsemill("explain", str(tiny_preset), "--set", "train.autoencoder.steps=3", "--full", home=home)
+    assert "\n  config.autoencoder.steps: 60 there, 3 wanted\n" in full.stdout
+    assert "\nreport: would run; report-" in full.stdout
+
+
+def test_tokenizing_few_held_out_prompts_is_warned_of(home: Path, tiny_preset: Path):
+    done = sparsemill("tokenize", "--preset", str(tiny_preset), home=home)
+    assert "warning: few held-out prompts: 37." in done.stderr
+    assert done.stdout.startswith("tokenize-")
+    assert len(done.stdout.splitlines()) == 1
+    done = sparsemill("replicate", "--preset", str(tiny_preset), home=home)
+    assert "\nwarning: few held-out prompts: 37." in done.stdout
 
 
 def test_analyze_takes_any_reference_and_a_choice_of_analyses(home: Path, tiny_preset: Path):

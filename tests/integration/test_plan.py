@@ -11,7 +11,7 @@ import torch
 from pipeline.config import Runtime, load_preset
 from pipeline.planning import calibration
 from pipeline.planning.plan import Plan, plan
-from pipeline.planning.table import print_plan
+from pipeline.planning.table import duration, print_plan
 from pipeline.progress import Quiet
 from pipeline.stages import Chain, run_directly
 from pipeline.torch_batches import TorchBatch, to_device
@@ -90,6 +90,38 @@ def test_stages_that_are_there_are_found_and_none_is_made(
     assert quick(tiny_preset, root, "harvest.seed=9").run.made == ("tokenize",)
     assert quick(tiny_preset, tmp_path / "new").run.made == ()
     assert not (tmp_path / "new").exists()
+
+
+def test_of_what_is_made_it_says_so_with_the_time_that_it_took(
+    trained: Artifact,
+    tiny_preset: Path,
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("COLUMNS", "160")
+    planned = quick(tiny_preset, root)
+    took = json.loads((trained.folder / "run.json").read_text())["seconds"]
+    assert set(planned.made_seconds) == {"tokenize", "harvest", "train"}
+    assert planned.made_seconds["train"] == took
+    print_plan(planned)
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert f"time: train none: made already, in {duration(took)}" in printed
+    assert any(line.startswith("tokens, activations and autoencoder are made already") for line in printed)
+    print_plan(quick(tiny_preset, root, "train.autoencoder.steps=7"))
+    printed = capsys.readouterr().out
+    assert "time: harvest" in printed
+    assert "time: train" not in printed  # not calibrated
+    assert "autoencoder are made" not in printed
+
+
+def test_few_held_out_prompts_are_warned_of(tiny_preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    planned = quick(tiny_preset, tmp_path / "store")
+    assert len(planned.warnings) == 1
+    assert "few held-out prompts: 37." in planned.warnings[0]
+    print_plan(planned)
+    assert "warning: few held-out prompts: 37." in capsys.readouterr().out
+    assert quick(tiny_preset, tmp_path / "store", "tokenize.held_out_tokens=1600").warnings == ()
 
 
 def test_the_full_run_stands_beside_with_its_sizes_at_both_sites(tiny_preset: Path, tmp_path: Path):

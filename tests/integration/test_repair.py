@@ -568,7 +568,7 @@ def test_the_command_line_lists_mends_and_tells_by_its_exit_code(
     assert f"'sparsemill verify {harvest.id} --repair'" in lines[-1]
     code, out, _ = sparsemill("verify", harvest.id, "--repair")
     assert code == 0
-    assert "computed windows: 1, 2" in out
+    assert f"{harvest.id}: windows 1, 2 computed again; 2 files made again, as committed; 1 file moved to" in out
     assert out.splitlines()[-1] == f"{harvest.id}: 87 files as committed"
     assert contents(harvest.folder) == committed
     assert sparsemill("verify", harvest.id)[0] == 0
@@ -611,7 +611,7 @@ def test_the_command_line_fetches_or_says_what_else_helps(
     assert (code, "cannot be used" in err, "secret" in err) == (1, True, False)
     monkeypatch.setenv("SPARSEMILL_REMOTE", str(tmp_path / "remote"))
     code, out, _ = sparsemill("verify", sae.id, "--repair")
-    assert (code, "1 files fetched" in out) == (0, True)
+    assert (code, "1 file fetched" in out) == (0, True)
     assert workspace.store.verify(sae) == []
 
 

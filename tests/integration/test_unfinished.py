@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from pipeline import tokenizing
-from pipeline import unfinished as reading
 from pipeline.config import Runtime, load_preset
 from pipeline.progress import Quiet
 from pipeline.stages import Chain, run_directly
@@ -43,8 +42,7 @@ def stop_after(number: int, patch: pytest.MonkeyPatch) -> None:
 def test_how_far_a_stage_is_counts_in_its_own_units(
     tiny_preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (tokenizing, reading):
-        monkeypatch.setattr(module, "PROMPTS_PER_ROUND", 1000)
+    monkeypatch.setattr(tokenizing, "PROMPTS_PER_ROUND", 1000)
     runtime = Runtime(root=tmp_path / "store", threads=1, checkpoint_seconds=1e-6)
     run = Chain(load_preset(str(tiny_preset)), Workspace.open(runtime, Quiet()), run_directly)
     stages = {

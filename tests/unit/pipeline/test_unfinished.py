@@ -8,8 +8,9 @@ from pipeline.cli import app
 from pipeline.unfinished import so_far
 from storage import atomic
 from storage.artifacts import ArtifactStore, Result, Spec, Staging
+from storage.errors import InputError
 from storage.fingerprint import Json
-from storage.unfinished import Unfinished
+from storage.unfinished import Unfinished, note_failure
 
 TOKENS: dict[str, Json] = {
     "train_tokens": 65_536 * 128 * 2 + 128, "held_out_tokens": 1000, "prompt_tokens": 128,
@@ -101,7 +102,7 @@ def test_the_list_ends_with_what_is_unfinished(store: ArtifactStore, capsys: pyt
         f"{harvest} 1 of 6 windows 2.9 MiB interrupted",
         "train-0123456789ab unreadable 0.0 MiB interrupted",
     ]
-    assert lines[-1] == "What was interrupted goes on with the command that began it, given again."
+    assert lines[-1].startswith("The command that began it, given again, goes on with what is unfinished; ")
     with store.lock("train-0123456789ab"):
         listed("train", "--home", store.root)
     shown = capsys.readouterr().out
@@ -122,7 +123,7 @@ def test_as_json_both_are_told_apart(store: ArtifactStore, capsys: pytest.Captur
     spec = Spec("harvest", 1, {"n_windows": 6})
     assert harvest == {
         "id": spec.id, "stage": "harvest", "folder": str(store.root / ".staging" / spec.id), "done": 1, "of": 6,
-        "unit": "windows", "working": False, "committed": False,
+        "unit": "windows", "working": False, "committed": False, "failure": None,
     }  # fmt: skip
     assert (training["done"], training["of"], training["unit"]) == (None, None, None)
 
@@ -134,3 +135,17 @@ def test_an_artifact_that_is_made_again_is_told_to_be_there(store: ArtifactStore
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count(artifact.id) == 2
     assert "interrupted (an artifact of this id is there)" in shown
+
+
+def test_what_an_error_ended_is_told_with_the_error(store: ArtifactStore, capsys: pytest.CaptureFixture[str]):
+    harvest = Spec("harvest", 1, {"n_windows": 6}).id
+    note_failure(store.root, harvest, InputError("not JSON", where="documents.jsonl:7"))
+    listed("--home", store.root)
+    shown = capsys.readouterr().out.splitlines()
+    assert " ".join(shown[4].split()) == f"{harvest} 1 of 6 windows 2.9 MiB failed"
+    assert f"{harvest} failed: not JSON; where: documents.jsonl:7" in shown
+    listed("--json", "harvest", "--home", store.root)
+    assert json.loads(capsys.readouterr().out)["unfinished"][0]["failure"] == "not JSON; where: documents.jsonl:7"
+    with store.lock(harvest):  # somebody goes on with it
+        listed("--home", store.root)
+    assert "failed" not in capsys.readouterr().out

@@ -13,7 +13,7 @@ import pytest
 from storage import atomic, unfinished
 from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore, Result, Spec, Staging
-from storage.errors import ArtifactNotFound
+from storage.errors import ArtifactNotFound, InputError
 from storage.fingerprint import Json, seal_json
 from storage.housekeeping import usage
 from storage.unfinished import Unfinished
@@ -270,3 +270,54 @@ def test_of_much_that_is_begun_three_are_named(store: ArtifactStore):
 @pytest.mark.parametrize("answer", [True, False, None])
 def test_each_state_has_words(answer: bool | None):
     assert unfinished.state(answer) in {"being made", "interrupted", "unfinished"}
+
+
+def test_the_error_that_ended_work_is_told_until_the_next_run(store: ArtifactStore):
+    begin(store)
+    unfinished.note_failure(store.root, TRAINING.id, InputError("no text", where="a.jsonl"))
+    (work,) = found(store)
+    assert (work.failure, work.units) == ("no text; where: a.jsonl", ("w0", "w1"))
+    unfinished.note_failure(store.root, TRAINING.id, ValueError("odd"))
+    assert found(store)[0].failure == "ValueError: odd"
+    unfinished.note_failure(store.root, TRAINING.id, None)
+    assert found(store)[0].failure is None
+    unfinished.note_failure(store.root, TRAINING.id, None)
+
+
+def test_a_note_changes_nothing_that_goes_on(store: ArtifactStore):
+    begin(store)
+    unfinished.note_failure(store.root, TRAINING.id, ValueError("odd"))
+
+    def produce(staging: Staging) -> Result:
+        assert list(staging.finished) == ["w0", "w1"]
+        return Result({})
+
+    made = store.make(TRAINING, produce, provenance={})
+    assert made.status == "resumed"
+    assert set(made.artifact.manifest.files) == {"w0", "w1"}
+    assert store.verify(made.artifact) == []
+    assert found(store) == []
+
+
+def test_where_no_note_can_be_left_the_work_is_told_as_interrupted(store: ArtifactStore):
+    folder = begin(store)
+    (folder / "failure.txt").mkdir()
+    unfinished.note_failure(store.root, TRAINING.id, ValueError("odd"))
+    assert found(store)[0].failure is None
+    (folder / "failure.txt").rmdir()
+    os.mkfifo(folder / "failure.txt")  # whoever opened it would wait
+    assert found(store)[0].failure is None
+    unfinished.note_failure(store.root, "train-ffffffffffff", ValueError("nothing was begun"))
+    assert not (store.root / ".staging/train-ffffffffffff").exists()
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J\x1b[31mred\n\nnext\ud800 ", "x" * 5000, "", "\N{RIGHT-TO-LEFT OVERRIDE}txt"])
+def test_a_note_is_one_short_line_that_a_terminal_shows_as_it_is(store: ArtifactStore, text: str):
+    folder = begin(store)
+    unfinished.note_failure(store.root, TRAINING.id, InputError(text))
+    for _ in range(2):
+        failure = found(store)[0].failure or ""
+        assert len(failure) <= 2000
+        assert failure.isprintable()
+        assert ("red next" in failure) == ("red" in text)
+        (folder / "failure.txt").write_bytes(text.encode(errors="replace") + b"\xff")  # anybody's

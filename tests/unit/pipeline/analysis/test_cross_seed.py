@@ -109,6 +109,26 @@ def test_without_densities_all_features_are_one_group(pair: tuple[Context, np.nd
     assert numbers["matched_fraction_all"] == pytest.approx(1 - 10 / N)
 
 
+def test_the_reading_says_random_starts_only_where_seeds_alone_differ(
+    pair: tuple[Context, np.ndarray], world: SimpleNamespace
+) -> None:
+    context, _ = pair
+
+    def reading(*companions: Context) -> str:
+        return cross_seed.run(replace(context, companions=companions), OPTIONS).reading
+
+    seeds = replace(context.companions[0], label="reader_seed 1, seed 1")
+    assert "is found again whatever the random start;" in reading(seeds)
+    penalty = replace(seeds, label="l1_coeff 0.4, seed 1")
+    assert "differ in more than the random start (reader_seed 1, seed 1; l1_coeff 0.4, seed 1);" in reading(
+        seeds, penalty
+    )
+    rng = np.random.default_rng(4)
+    wide = world.context(world.units(rng, 2 * N, D), world.units(rng, 2 * N, D), rare=RARE, label="d_sae 180")
+    assert "random start (d_sae 180, of 90 and 180 features);" in reading(wide)
+    assert "random start (train-0123456789ab);" in reading(replace(seeds, label="train-0123456789ab"))
+
+
 def test_another_width_is_refused(pair: tuple[Context, np.ndarray], world: SimpleNamespace) -> None:
     narrow = world.context(np.eye(5), np.eye(5), label="blocks.0.hook_mlp_out")
     with pytest.raises(InputError, match="hook_mlp_out"):
