@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +24,8 @@ LATEST = "latest"
 Stages = str | tuple[str, ...] | None
 """A stage, any of some stages, or any at all."""
 
+_FIRST = "'sparsemill replicate' makes all stages of a preset, 'sparsemill pull' fetches what others made"
+_SUGGESTED = 4
 _TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")
 _HEX = re.compile(r"[0-9a-f]{1,12}")
 
@@ -58,7 +61,7 @@ def resolve_id(root: Path, reference: str, stage: Stages = None) -> str:
         if not newest:
             raise ArtifactNotFound(
                 f"no {named(stage) or 'artifact'} yet", where=root, found=reference,
-                remedy=unfinished_remedy(root, stage),
+                remedy=unfinished_remedy(root, stage) or _FIRST,
             )  # fmt: skip
         return newest[0]
     tag = root / ".tags" / reference
@@ -123,7 +126,10 @@ def _resolve_prefix(root: Path, reference: str, stage: Stages) -> str:
     matches = sorted(filter(answers, there)) if reference else []
     if not matches:
         kind = "" if stage is None else f"{named(stage)} "
-        known = ", ".join([LATEST, *read_tags(root), *there[:5]])
+        names = [*read_tags(root), *there]
+        known = ", ".join(
+            dict.fromkeys([*get_close_matches(reference, names, _SUGGESTED), LATEST, *names[:_SUGGESTED]])
+        )
         raise ArtifactNotFound(
             f"no {kind}artifact answers to this name",
             where=root,

@@ -200,6 +200,22 @@ def test_a_reference_to_several_artifacts_names_them(store: ArtifactStore):
     assert all(artifact_id in str(caught.value) for artifact_id in ids)
 
 
+def test_a_mistyped_reference_is_answered_with_the_nearest_names(store: ArtifactStore):
+    artifacts = [make(store, seed).artifact for seed in range(8)]
+    oldest = artifacts[0]
+    store.tag("baseline", oldest)
+    dropped = f"{oldest.id[:10]}{oldest.id[11:]}"
+    for mistyped, meant in ((dropped, oldest.id), ("basline", "baseline")):
+        with pytest.raises(ArtifactNotFound) as caught:
+            store.resolve(mistyped)
+        assert str(caught.value.expected).startswith(f"one of {meant}, ")
+
+
+def test_in_an_empty_store_an_error_says_what_makes_something(store: ArtifactStore):
+    with pytest.raises(ArtifactNotFound, match="sparsemill replicate"):
+        store.resolve("latest")
+
+
 @pytest.mark.parametrize("reference", ["", "nothing", "latest", "harvest-0123456789ab", "./nowhere", "../*", "*"])
 def test_what_names_nothing_is_not_found(store: ArtifactStore, reference: str):
     with pytest.raises(ArtifactNotFound):
