@@ -1,7 +1,7 @@
 """The tokenize stage beside ``tokenizers``' own ``encode_batch_fast``, same cores: ``python -m bench.tokenizing``.
 
-The text is the standard library's, in documents of 3,000 characters (C4's mean is about 2,200), eight times over, each
-time with another first line, so that no two are equal; in a .jsonl.gz. In turn, round after round, each with a
+The text is the standard library's, in documents of 3,000 characters (C4's mean is about 2,200), sixteen times over,
+each time with another first line, so that no two are equal; in a .jsonl.gz. In turn, round after round, each with a
 tokenizer of its own that has cached no words: ``encode_batch_fast`` over texts that lie in memory, with its own
 threads, ids thrown away; the stage's encoder alone, ids as arrays; and the whole stage, which inflates, parses, hashes,
 compares, encodes, packs and writes. The held-out side is one prompt. Encoder and stage run on threads, and again with
@@ -27,11 +27,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
+from dask import config as dask_config
 from distributed import LocalCluster
 
 from bench.machine import Rounds, interleave, say, write_results
 from bench.tables import markdown
 from pipeline import standard_library, tokens
+from pipeline.cluster import LOCAL_SETTINGS
 from pipeline.config import Runtime, Source, TokenizeConfig
 from pipeline.corpus.documents import Document, Place, Row, text_document
 from pipeline.model_files import find_files
@@ -43,7 +45,7 @@ from storage.manifest import Spec
 from storage.staging import Staging
 
 BATCH = 1000  # documents, as datasets.map gives them
-LENGTH, COPIES = 3000, 8
+LENGTH, COPIES = 3000, 16
 LONG_CHARACTERS = {"stage_alone": 100_000_000, "library_alone": 10_000_000}
 NAMES = {
     "encode_batch_fast": "`encode_batch_fast`, texts in memory, ids thrown away",
@@ -90,9 +92,12 @@ def run_encoder(texts: list[str], file: Path, root: Path, threads: int, dask: st
 @contextmanager
 def worker_processes(n_workers: int) -> Generator[str]:
     """Workers of one thread each; gives their scheduler's address."""
-    with LocalCluster(
-        n_workers=n_workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
-    ) as cluster:
+    with (
+        dask_config.set(LOCAL_SETTINGS),
+        LocalCluster(
+            n_workers=n_workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+    ):
         yield cast("Any", cluster).scheduler_address
 
 

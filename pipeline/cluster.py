@@ -39,11 +39,18 @@ _CONNECT_SECONDS = 30
 _ANSWER_SECONDS = 60  # a worker that has its answer ready sends it within these, or has died
 _MOST_LOSSES = 3
 _AHEAD = 4  # pieces a worker, at least, that are begun while an earlier one is not done
-# Dask would pause, or end, a worker well below its budget. What a piece takes is known before, and refused if too much.
-_SETTINGS: dict[str, Any] = {
+LOCAL_SETTINGS: dict[str, Any] = {
+    # Dask would pause, or end, a worker well below its budget. What a piece takes is known before, and refused then.
     **{f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")},
+    # Its profiler looks a hundred times a second, and a worker that gives freed memory back at once faults it in again:
+    # each takes a hundredth or two of a core. (The list is Dask's, less MALLOC_TRIM_THRESHOLD_.)
+    "distributed.worker.profile.enabled": False,
+    "distributed.nanny.pre-spawn-environ": dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1
+    ),
     "distributed.deploy.lost-worker-timeout": "1h",  # on a busy machine one that comes again takes long to import
 }
+"""Dask's configuration for workers of this machine."""
 
 
 class Cluster:
@@ -318,7 +325,7 @@ def _local_cluster(workspace: Workspace) -> Generator[Any]:
     budget = available_bytes() // n_workers
     preload = [*dask_config.get("distributed.worker.preload"), "pipeline.cluster_worker"]
     with (
-        dask_config.set(_SETTINGS | {"distributed.worker.preload": preload}),
+        dask_config.set(LOCAL_SETTINGS | {"distributed.worker.preload": preload}),
         LocalCluster(
             n_workers=n_workers,
             threads_per_worker=max(1, workspace.threads // n_workers),
