@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
@@ -34,7 +34,7 @@ from storage import atomic
 from storage.artifact import Artifact, size_problem
 from storage.credentials import aws_profile
 from storage.errors import ArtifactNotFound, ConfigError, CorruptArtifact, InputError, RemoteError, repair_remedy
-from storage.remote_errors import Done, explained, reason
+from storage.remote_errors import Done, explained, reason, status_of
 
 VARIABLE = "SPARSEMILL_REMOTE"
 
@@ -47,9 +47,11 @@ _PIECE_BYTES = 1 << 22
 _RANGE_BYTES = 1 << 24  # of a large file; a smaller one is one request
 _RANGES_AHEAD = 4
 _PART_BYTES = 1 << 24  # S3 takes 10,000 parts: files up to 156 GiB
+_BAD_REQUEST = 400
 _ATTEMPTS = 3  # of an object, or a range of it, whose answer broke off: obstore itself does not ask for it again
 _RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 _CLIENT = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1 day"}  # a file may be large, not stuck
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 
 
 def uncounted(n_bytes: int) -> None:
@@ -228,7 +230,7 @@ class RemoteStore:
             elif record.bytes <= _PART_BYTES:
                 obstore.put(self._store, key, b"".join(pieces), use_multipart=False)
             else:
-                obstore.put(self._store, key, pieces, chunk_size=_PART_BYTES, max_concurrency=_RANGES_AHEAD)
+                self._put_in_parts(key, pieces, record.bytes)
 
     def settle(self, keys: Iterable[str]) -> None:
         """Makes sure that objects which were written stay, where the remote is a folder; services have done so."""
@@ -255,6 +257,24 @@ class RemoteStore:
             return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
         return _persistently(ask)
+
+    def _put_in_parts(self, key: str, pieces: Iterable[bytes], size: int) -> None:
+        """Writes a large file; that another push of the same bytes was quicker is no error.
+
+        Azure keeps all pushes' parts under the object's name and drops them once one push has put its own together, so
+        that it refuses the others, and a second try of one whose answer was lost. A key has one content (``file_key``).
+        """
+        try:
+            obstore.put(self._store, key, pieces, chunk_size=_PART_BYTES, max_concurrency=_RANGES_AHEAD)
+        except BaseError as error:
+            if status_of(error) != _BAD_REQUEST or self._size(key) != size:
+                raise
+
+    def _size(self, key: str) -> int | None:
+        """Size of an object; None where it cannot be told."""
+        with suppress(BaseError, OSError):
+            return obstore.head(self._store, key)["size"]
+        return None
 
     def _pieces(self, key: str, size: int) -> Generator[bytes]:
         if size <= _RANGE_BYTES or self.read_only:
@@ -302,8 +322,9 @@ def _options(url: str) -> dict[str, Any]:
     if url.startswith("file:"):
         return {}
     profile = aws_profile() if url.startswith("s3") else {}
-    endpoint = profile.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
-    plain = url.startswith(("http:", "gs:")) or endpoint.startswith("http:")  # Google's is https unless named otherwise
+    named = [profile.get("endpoint", ""), *(os.environ.get(name, "") for name in _ENDPOINTS)]
+    # Google's is https unless named otherwise.
+    plain = url.startswith(("http:", "gs:")) or any(endpoint.startswith("http:") for endpoint in named)
     options: dict[str, Any] = {"retry_config": _RETRY, "client_options": _CLIENT | {"allow_http": plain}}
     return options | ({"config": profile} if profile else {})
 

@@ -30,7 +30,7 @@ def explained(error: Exception, done: Done, *, where: str, in_folder: bool) -> S
         where: the object or prefix, as people may see it.
         in_folder: whether the remote is a folder.
     """
-    status = _status(error)
+    status = status_of(error)
     if isinstance(error, FileNotFoundError) or status == _NOT_FOUND:
         if done == "read":
             return ArtifactNotFound("the remote does not have this file", where=where)
@@ -55,7 +55,7 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
     """The HTTP status that an error quotes; None where there was no answer, or it broke off."""
     line = str(error).partition("\n")[0]
     if "redirect without LOCATION" in line:

@@ -29,12 +29,12 @@ BIG = np.random.default_rng(0).bytes(40_000_000)  # three parts, three ranges
 ORDER = BatchOrder(seed=1, batch_rows=32, pool_rows=96, lanes=2)
 
 
-def store_with(root: Path, *, note: bytes = b"") -> tuple[ArtifactStore, Artifact]:
+def store_with(root: Path, *, note: bytes = b"", big: bytes = BIG) -> tuple[ArtifactStore, Artifact]:
     """A store with one artifact: a small activation store, a file of several parts, and a note."""
 
     def produce(staging: Staging) -> Result:
         write_store(staging.folder)
-        staging.write_bytes("big", BIG)
+        staging.write_bytes("big", big)
         staging.write_bytes("note", note)
         return Result({"note": len(note)})
 
@@ -80,6 +80,26 @@ def pull(artifact_id: str, remote: RemoteStore, store: ArtifactStore) -> Artifac
 def assert_same(pulled: Artifact, ours: Artifact) -> None:
     assert pulled.manifest_sha256 == ours.manifest_sha256
     assert ArtifactStore(pulled.folder.parents[1]).verify(pulled) == []
+
+
+def push_at_once(ours: Artifact, others: Artifact, remote: RemoteStore) -> Artifact:
+    """Pushes two artifacts of one id, both planned before either goes up; which one it was, the other being refused."""
+    both_looked = threading.Barrier(2)
+
+    def go(artifact: Artifact) -> RemoteConflict | None:
+        plan = plan_push(artifact, remote)
+        both_looked.wait()
+        try:
+            push(plan, remote)
+        except RemoteConflict as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(go, [ours, others])
+    assert (first is None) != (second is None)
+    assert ours.id in str(first or second)
+    return ours if first is None else others
 
 
 def data_requests(proxy: Proxy, method: str) -> set[str]:
@@ -206,22 +226,7 @@ def test_of_two_pushes_at_once_different_bytes_are_reported_to_the_second_and_ne
 ):
     others = store_with(tmp_path / "other", note=b"other numerics")[1]
     assert others.id == ours.id
-    both_looked = threading.Barrier(2)
-
-    def go(artifact: Artifact) -> Exception | None:
-        plan = plan_push(artifact, remote)
-        both_looked.wait()
-        try:
-            push(plan, remote)
-        except RemoteConflict as error:
-            return error
-        return None
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(go, [ours, others])
-    assert (first is None) != (second is None)
-    assert ours.id in str(first or second)
-    winner = ours if first is None else others
+    winner = push_at_once(ours, others, remote)
     assert_same(pull(ours.id, remote, ArtifactStore(tmp_path / "theirs")), winner)
     store = ArtifactStore(tmp_path / "other")
     loser = Borrowing(remote, store.root).find(ours.id)

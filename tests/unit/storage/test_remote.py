@@ -279,6 +279,15 @@ def test_a_file_that_may_not_be_read_is_no_damaged_file(artifact: Artifact, answ
         verify_remote(artifact, answering)
 
 
+@pytest.mark.parametrize("answering", [400], indirect=True)
+def test_a_large_file_that_is_refused_and_not_there_has_not_been_pushed(
+    artifact: Artifact, answering: RemoteStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(remote_module, "_PART_BYTES", len(BIG) - 1)
+    with pytest.raises(RemoteError, match=r"could not be written.*400"):
+        answering.put_file(artifact, "a/b.bin")
+
+
 @pytest.mark.parametrize("answering", [416], indirect=True)
 def test_a_file_without_the_range_asked_for_is_a_shorter_one(answering: RemoteStore):
     with pytest.raises(RemoteError, match=r"a shorter file.*expected the range"):
@@ -335,6 +344,17 @@ def test_the_remote_is_named_by_url_or_by_the_environment(folder: Path, monkeypa
     assert first is not None
     assert other is not None
     assert (first.shown, other.shown) == (folder.as_uri(), "http://127.0.0.1:1/elsewhere")
+
+
+@pytest.mark.parametrize("name", ["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"])
+def test_another_server_than_azure_s_own_may_be_named_by_http(
+    name: str, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "dG9wc2VjcmV0")
+    monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_port}")
+    with pytest.raises(RemoteError, match="look at the credentials"):
+        RemoteStore("az://container").read("forbidden", at_most=1)
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/prefix", "gs://bucket/prefix", "az://container/prefix"])
