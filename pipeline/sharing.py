@@ -6,7 +6,7 @@ broken transfer goes on, ``storage.transfers`` says.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.sampling import count_windows, sample
 from pipeline.workspace import Workspace
@@ -97,7 +97,7 @@ def pull(
     artifact = origin.find(resolve_remote(reference, remote))
     if artifact is None:
         raise ArtifactNotFound("the remote has no such artifact", where=remote.shown, found=reference)
-    chosen = lineage(artifact, store)[:-1] if with_parents else []
+    chosen = lineage(artifact, store, origin)[:-1] if with_parents else []
     if windows is None:
         chosen.append(artifact)
     moved = [_pull(one, remote, workspace, dry_run=dry_run) for one in chosen]
@@ -138,14 +138,21 @@ def resolve_remote(reference: str, remote: RemoteStore) -> str:
     return matches[0]
 
 
-def lineage(artifact: Artifact, store: ArtifactStore) -> list[Artifact]:
-    """An artifact's ancestors, each after its own, and the artifact itself last."""
+def lineage(artifact: Artifact, store: ArtifactStore, origin: Borrowing | None = None) -> list[Artifact]:
+    """An artifact's ancestors, each after its own, and the artifact itself last.
+
+    Args:
+        artifact: here, or in a remote.
+        store: which has them.
+        origin: where else they are looked for, those too whose child is here already.
+    """
     ordered: dict[str, Artifact] = {}
 
     def visit(one: Artifact) -> None:
         if one.id not in ordered:
+            child = one if origin is None else replace(one, origin=origin)
             for role in one.parents:
-                visit(store.parent(one, role))
+                visit(store.parent(child, role))
             ordered[one.id] = one
 
     visit(artifact)
