@@ -35,7 +35,7 @@ def analyze(
         root: the artifact store's folder; SPARSEMILL_HOME by default, else ./artifacts.
         threads: CPU threads; torch's own choice by default.
         device: where activations are computed: cpu, cuda, cuda:1...
-        dask: a Dask scheduler whose workers share harvest and survey, tcp://host:8786.
+        dask: a Dask scheduler whose workers share harvest, survey and passes of analyses, tcp://host:8786.
         workers: share them among this many processes of the machine instead.
         push: publish what is made, or was found here, to SPARSEMILL_REMOTE.
     """

@@ -5,7 +5,7 @@ activations on this machine.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,11 +15,14 @@ from pipeline import language_model, training
 from pipeline.analysis import ANALYSES, comparing
 from pipeline.analysis.comparing import Described
 from pipeline.analysis.context import EVERYTHING, Context, FeatureDensities, Need
+from pipeline.analysis.passes import Here
 from pipeline.analysis.registry import Analysis, AnalysisOptions, choose
 from pipeline.analysis.result import AnalysisResult, from_folder, to_files
+from pipeline.cluster_worker import Reference, Site
 from pipeline.config import validate
 from pipeline.harvest import mean_activation, moments
 from pipeline.language_model import LanguageModel
+from pipeline.pass_work import PassWork
 from pipeline.surveying import load_survey
 from pipeline.tokens import TokenTable
 from pipeline.workspace import Workspace, facts
@@ -102,6 +105,7 @@ def analyze(
     *,
     survey: Artifact | None = None,
     companions: Sequence[Analysed] = (),
+    work: PassWork | None = None,
 ) -> Made:
     """Makes, or finds, one analysis of an autoencoder.
 
@@ -113,6 +117,7 @@ def analyze(
         workspace: where it happens.
         survey: of the autoencoder, where the analysis reads it.
         companions: the autoencoders that it is compared with, where the analysis compares, in the order of its tables.
+        work: where its passes are computed; in this process by default.
     """
     others = tuple(Inputs(other.sae, other.findings, workspace, None) for other in companions)
     inputs = Inputs(sae, findings, workspace, survey, others)
@@ -124,7 +129,8 @@ def analyze(
     )
 
     def produce(staging: Staging) -> Result:
-        result = analysis.run(inputs.context(analysis), options)
+        passes = Here(workspace.reporter) if work is None else work.passes(staging, inputs.on_site(analysis))
+        result = analysis.run(replace(inputs.context(analysis), passes=passes), options)
         for name, data in to_files(result).items():
             staging.write_bytes(name, data)
         return Result({"numbers": dict(result.numbers)})
@@ -161,6 +167,7 @@ class Inputs:
         workspace: where parents are.
         survey: of the autoencoder, where something reads it.
         companions: the autoencoders that it is compared with.
+        opened: those of its ancestors that are open, by role.
     """
 
     sae: Artifact
@@ -168,16 +175,19 @@ class Inputs:
     workspace: Workspace
     survey: Artifact | None = None
     companions: "tuple[Inputs, ...]" = ()
+    opened: Mapping[str, Artifact] = field(default_factory=dict[str, Artifact])
 
     @cached_property
     def activations(self) -> Artifact:
         """Its parent."""
-        return self.workspace.store.parent(self.sae, "activations")
+        there = self.opened.get("activations")
+        return self.workspace.store.parent(self.sae, "activations") if there is None else there
 
     @cached_property
     def tokens(self) -> Artifact:
         """The activations' parent."""
-        return self.workspace.store.parent(self.activations, "tokens")
+        there = self.opened.get("tokens")
+        return self.workspace.store.parent(self.activations, "tokens") if there is None else there
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -199,6 +209,20 @@ class Inputs:
         return analysis.requires | (analysis.optional & available(self.sae))
 
     def parents(self, analysis: Analysis) -> dict[str, Artifact]:
+        """Artifacts by role, the companions' too."""
+        found = self.artifacts(analysis)
+        if "companions" in analysis.requires:
+            for number, other in enumerate(self.companions, 1):
+                for role, artifact in other.parents(analysis).items():
+                    found[f"{_COMPANION}-{number:02d}.{role}"] = artifact
+        return found
+
+    def on_site(self, analysis: Analysis) -> "InputsOnSite":
+        """What a worker of a cluster reads for the analysis."""
+        root = self.workspace.store.root
+        return InputsOnSite({role: Reference.to(one, root) for role, one in self.artifacts(analysis).items()})
+
+    def artifacts(self, analysis: Analysis) -> dict[str, Artifact]:
         """Artifacts by role; the language model's hashes are part of the activations' spec."""
         parents: dict[str, Callable[[], Artifact]] = {
             "store": lambda: self.activations,
@@ -216,12 +240,7 @@ class Inputs:
         wanted = [need for need in sorted(self.reads(analysis)) if need in parents]
         if "activations" not in self.sae.parents:
             wanted = []  # its model's hashes are part of its own spec
-        found = {"sae": self.sae} | {roles.get(need, need): parents[need]() for need in wanted}
-        if "companions" in analysis.requires:
-            for number, other in enumerate(self.companions, 1):
-                for role, artifact in other.parents(analysis).items():
-                    found[f"{_COMPANION}-{number:02d}.{role}"] = artifact
-        return found
+        return {"sae": self.sae} | {roles.get(need, need): parents[need]() for need in wanted}
 
     def context(self, analysis: Analysis) -> Context:
         """Everything the analysis declared that it reads, and nothing else."""
@@ -281,3 +300,20 @@ class Inputs:
         if self.survey is None:
             raise ConfigError("an analysis reads the survey of the autoencoder, which was not made")
         return self.survey
+
+
+@dataclass(frozen=True)
+class InputsOnSite:
+    """Opens on a worker of a cluster what its coordinator reads.
+
+    Attributes:
+        references: to the artifacts, by role.
+    """
+
+    references: Mapping[str, Reference]
+
+    def __call__(self, site: Site, reads: frozenset[Need]) -> Context:
+        """The autoencoder, and what is asked for."""
+        found = {role: reference.open(site.root) for role, reference in self.references.items()}
+        findings = {name: found[name] for name in FINDINGS if name in found}
+        return Inputs(found["sae"], findings, site.workspace, found.get("survey"), opened=found).read(reads)

@@ -42,14 +42,15 @@ _AHEAD = 4  # pieces a worker, at least, that are begun while an earlier one is 
 LOCAL_SETTINGS: dict[str, Any] = {
     # Dask would pause, or end, a worker well below its budget. What a piece takes is known before, and refused then.
     **{f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")},
-    # Its profiler looks a hundred times a second, and a worker that gives freed memory back at once faults it in again:
-    # each takes a hundredth or two of a core. (The list is Dask's, less MALLOC_TRIM_THRESHOLD_.)
+    # Its profiler looks a hundred times a second, and a worker that gives freed memory back at once (the list here is
+    # Dask's, less MALLOC_TRIM_THRESHOLD_) faults it in again: each takes a hundredth or two of a core. A worker's
+    # arithmetic may have more threads than its share of the cores: one that waits must not keep a core busy.
     "distributed.worker.profile.enabled": False,
-    "distributed.nanny.pre-spawn-environ": dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1
-    ),
+    "distributed.nanny.pre-spawn-environ": {
+        "OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1, "OMP_WAIT_POLICY": "passive",
+    },
     "distributed.deploy.lost-worker-timeout": "1h",  # on a busy machine one that comes again takes long to import
-}
+}  # fmt: skip
 """Dask's configuration for workers of this machine."""
 
 

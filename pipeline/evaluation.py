@@ -16,7 +16,7 @@ Loss recovered alone flatters: a final layer norm hides uniform shrinkage, and w
 ablation the denominator is generous. So explained variance, norm ratio and the cross-entropies stand beside it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -115,14 +115,7 @@ def baseline_losses(held_out: HeldOut) -> dict[str, Losses]:
     Returns:
         Nats per token, float64 (n,), a condition.
     """
-
-    def replace(acts: Tensor) -> dict[str, Tensor]:
-        conditions = {"clean": acts, "zero": torch.zeros_like(acts)}
-        if held_out.mean is not None:
-            conditions["mean"] = held_out.mean.to(acts).expand_as(acts)
-        return conditions
-
-    return cross_entropies(held_out, replace)
+    return cross_entropies(held_out, partial(_baselines, held_out))
 
 
 def reconstruction_losses(
@@ -146,21 +139,46 @@ def reconstruction_losses(
     Raises:
         InputError: there are no prompts.
     """
+    return collect(micro_batches(sae, held_out, density=density, floors=floors))
+
+
+def micro_batches(
+    sae: Autoencoder,
+    held_out: HeldOut,
+    *,
+    density: Losses | None = None,
+    floors: Sequence[float] = (),
+    baselines: bool = False,
+) -> "Iterator[MicroBatch]":
+    """What :func:`reconstruction_losses` is collected from, a micro-batch at a time.
+
+    Args:
+        sae: the autoencoder.
+        held_out: where to evaluate.
+        density: see :func:`reconstruction_losses`.
+        floors: see :func:`reconstruction_losses`.
+        baselines: whether the conditions of :func:`baseline_losses` are computed beside.
+    """
     groups = _groups_between(density, floors)
-    fit = _FitSums()
+    for tokens in held_out.tokens.split(held_out.micro_batch_prompts):
+        yield _micro_batch(sae, held_out, tokens, groups, baselines=baselines)
 
-    def replace(acts: Tensor) -> dict[str, Tensor]:
-        feature_acts = sae.encode(acts)
-        full = sae.decode(feature_acts)
-        fit.add(acts, full, feature_acts)
-        conditions = {"reconstruction": full}
-        partial_sum = sae.b_dec.expand_as(acts)
-        for floor, features in groups:
-            partial_sum = partial_sum + feature_acts[..., features] @ sae.W_dec[features]
-            conditions[floor_name(floor)] = partial_sum
-        return conditions
 
-    return cross_entropies(held_out, replace), fit.fit()
+def collect(parts: "Iterable[MicroBatch]") -> tuple[dict[str, Losses], Fit]:
+    """Losses of all prompts and the fit over them, from micro-batches in the order of the prompts.
+
+    Raises:
+        InputError: there are no prompts.
+    """
+    losses: dict[str, list[Losses]] = {}
+    fit: FitSums | None = None
+    for part in parts:
+        for name, values in part.losses.items():
+            losses.setdefault(name, []).append(values)
+        fit = part.fit if fit is None else fit.plus(part.fit)
+    if fit is None or not fit.rows:
+        raise InputError("no held-out prompts to evaluate on", found="0 prompts", expected="at least one")
+    return {name: np.concatenate(values) for name, values in losses.items()}, fit.fit()
 
 
 def measure_quality(sae: Autoencoder, held_out: HeldOut, baselines: Mapping[str, Losses] | None = None) -> Quality:
@@ -232,15 +250,53 @@ def cross_entropies(held_out: HeldOut, replace: Replace) -> dict[str, Losses]:
     Returns:
         Mean nats per token over the predictions made from harvested positions, float64 (n,), by condition.
     """
+    losses: dict[str, list[Losses]] = {}
+    for tokens in held_out.tokens.split(held_out.micro_batch_prompts):
+        for name, values in _cross_entropies(held_out, tokens, replace).items():
+            losses.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in losses.items()}
+
+
+@torch.inference_mode()
+def _cross_entropies(held_out: HeldOut, tokens: Tensor, replace: Replace) -> dict[str, Losses]:
     first = held_out.first_position
-    losses: dict[str, list[Tensor]] = {}
-    with torch.inference_mode():
-        for tokens in held_out.tokens.split(held_out.micro_batch_prompts):
-            acts = held_out.model.activations(tokens, held_out.hook_name)[:, first:]
-            for name, replacement in replace(acts).items():
-                edits = {held_out.hook_name: partial(_put, replacement, first)}
-                losses.setdefault(name, []).append(_prompt_losses(held_out.model.logits(tokens, edits), tokens, first))
-    return {name: torch.cat(values).double().cpu().numpy() for name, values in losses.items()}
+    acts = held_out.model.activations(tokens, held_out.hook_name)[:, first:]
+    losses: dict[str, Losses] = {}
+    for name, replacement in replace(acts).items():
+        edits = {held_out.hook_name: partial(_put, replacement, first)}
+        losses[name] = _prompt_losses(held_out.model.logits(tokens, edits), tokens, first).cpu().numpy()
+    return losses
+
+
+def _baselines(held_out: HeldOut, acts: Tensor) -> dict[str, Tensor]:
+    conditions = {"clean": acts, "zero": torch.zeros_like(acts)}
+    if held_out.mean is not None:
+        conditions["mean"] = held_out.mean.to(acts).expand_as(acts)
+    return conditions
+
+
+def _micro_batch(
+    sae: Autoencoder,
+    held_out: HeldOut,
+    tokens: Tensor,
+    groups: Sequence[tuple[float, Tensor]],
+    *,
+    baselines: bool,
+) -> "MicroBatch":
+    fits: list[FitSums] = []
+
+    def replace(acts: Tensor) -> dict[str, Tensor]:
+        feature_acts = sae.encode(acts)
+        full = sae.decode(feature_acts)
+        fits.append(FitSums.of(acts, full, feature_acts))
+        conditions = {"reconstruction": full}
+        partial_sum = sae.b_dec.expand_as(acts)
+        for floor, features in groups:
+            partial_sum = partial_sum + feature_acts[..., features] @ sae.W_dec[features]
+            conditions[floor_name(floor)] = partial_sum
+        return conditions | (_baselines(held_out, acts) if baselines else {})
+
+    return MicroBatch(_cross_entropies(held_out, tokens, replace), fits[0])
 
 
 def _put(replacement: Tensor, first: int, activation: Tensor) -> Tensor:
@@ -265,27 +321,64 @@ def _groups_between(density: Losses | None, floors: Sequence[float]) -> list[tup
     return groups
 
 
-class _FitSums:
-    """Sums over micro-batches from which ``Fit`` follows; float64, so that the order does not show."""
+class FitSums(NamedTuple):
+    """Sums over rows from which ``Fit`` follows, in float64.
 
-    def __init__(self) -> None:
-        self._rows = 0
-        self._error = self._squares = self._ratio = self._active = 0.0
-        self._sum: Tensor | None = None
+    Attributes:
+        rows: how many.
+        error: of squared errors.
+        squares: of squared norms.
+        ratio: of norm ratios.
+        active: of features firing.
+        total: of the rows, (d_in,).
+    """
 
-    def add(self, acts: Tensor, reconstruction: Tensor, feature_acts: Tensor) -> None:
+    rows: int
+    error: float
+    squares: float
+    ratio: float
+    active: float
+    total: npt.NDArray[np.float64]
+
+    @staticmethod
+    def of(acts: Tensor, reconstruction: Tensor, feature_acts: Tensor) -> "FitSums":
+        """Over the rows of a micro-batch."""
         x, x_hat = acts.flatten(0, -2).double(), reconstruction.flatten(0, -2).double()
         norm = x.norm(dim=1)
-        self._rows += len(x)
-        self._error += float((x - x_hat).square().sum())
-        self._squares += float(x.square().sum())
-        self._ratio += float(torch.where(norm > 0, x_hat.norm(dim=1) / norm, 1.0).sum())
-        self._active += float(torch.sign(feature_acts).sum(dtype=torch.float64))
-        self._sum = x.sum(dim=0) if self._sum is None else self._sum + x.sum(dim=0)
+        return FitSums(
+            rows=len(x),
+            error=float((x - x_hat).square().sum()),
+            squares=float(x.square().sum()),
+            ratio=float(torch.where(norm > 0, x_hat.norm(dim=1) / norm, 1.0).sum()),
+            active=float(torch.sign(feature_acts).sum(dtype=torch.float64)),
+            total=x.sum(dim=0).cpu().numpy(),
+        )
+
+    def plus(self, later: "FitSums") -> "FitSums":
+        """Over these rows and some that come after them."""
+        return FitSums(
+            self.rows + later.rows,
+            self.error + later.error,
+            self.squares + later.squares,
+            self.ratio + later.ratio,
+            self.active + later.active,
+            self.total + later.total,
+        )
 
     def fit(self) -> Fit:
-        if self._sum is None or not self._rows:
-            raise InputError("no held-out prompts to evaluate on", found="0 prompts", expected="at least one")
-        spread = self._squares - float(self._sum.square().sum()) / self._rows
-        fve = 1 - self._error / spread if spread > 0 else float(self._error == 0)
-        return Fit(fve, self._ratio / self._rows, self._active / self._rows)
+        """What follows; there must be rows."""
+        spread = self.squares - float(torch.tensor(self.total).square().sum()) / self.rows
+        fve = 1 - self.error / spread if spread > 0 else float(self.error == 0)
+        return Fit(fve, self.ratio / self.rows, self.active / self.rows)
+
+
+class MicroBatch(NamedTuple):
+    """What some prompts give.
+
+    Attributes:
+        losses: nats per token, float64 (m,), by condition.
+        fit: sums over their rows.
+    """
+
+    losses: Mapping[str, Losses]
+    fit: FitSums

@@ -203,10 +203,23 @@ def require_encoder_memory(needs: Needs, *, budget_bytes: int | None, where: str
     Raises:
         MemoryBudgetExceeded: it has not.
     """
+    _require_on_worker("the encoder does not fit the memory", needs, budget_bytes=budget_bytes, where=where)
+
+
+def require_pass_memory(label: str, needs: Needs, *, budget_bytes: int | None, where: str) -> None:
+    """Checks that a worker of a cluster has room for a pass of an analysis; for arguments see above.
+
+    Raises:
+        MemoryBudgetExceeded: it has not.
+    """
+    _require_on_worker(f"{label} does not fit the memory", needs, budget_bytes=budget_bytes, where=where)
+
+
+def _require_on_worker(what: str, needs: Needs, *, budget_bytes: int | None, where: str) -> None:
     room = room_bytes(budget_bytes)
     if sum(needs.values()) > room:
         raise MemoryBudgetExceeded(
-            "the encoder does not fit the memory", where=where, found=f"{size(room)} for it", expected=described(needs),
+            what, where=where, found=f"{size(room)} for it", expected=described(needs),
             remedy="give workers more memory each, by starting fewer, or fewer threads",
         )  # fmt: skip
 

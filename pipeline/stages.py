@@ -16,6 +16,7 @@ from pipeline.analysis.context import EVERYTHING, Need
 from pipeline.analysis.registry import Analysis, AnalysisOptions
 from pipeline.analyzing import Analysed
 from pipeline.config import Preset
+from pipeline.pass_work import open_pass_work
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 from storage.artifacts import Made
@@ -117,11 +118,13 @@ class Chain:
     ) -> dict[str, Artifact]:
         survey = self._survey(sae, whose) if any("survey" in analysis.requires for analysis, _ in plan) else None
         findings: dict[str, Artifact] = {}
-        for analysis, options in plan:
-            work = partial(
-                analyzing.analyze, analysis, options, sae, findings, self.workspace, survey=survey, companions=others
-            )
-            findings[analysis.name] = self.stage(f"{analysis.name}{whose}", work)
+        with open_pass_work(self.workspace) as passes:
+            for analysis, options in plan:
+                work = partial(
+                    analyzing.analyze, analysis, options, sae, findings, self.workspace, survey=survey,
+                    companions=others, work=passes,
+                )  # fmt: skip
+                findings[analysis.name] = self.stage(f"{analysis.name}{whose}", work)
         return findings
 
     def _survey(self, sae: Artifact, whose: str) -> Artifact:

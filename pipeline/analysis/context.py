@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from pipeline.analysis.passes import Here, Passes
 from pipeline.analysis.result import Number
 from pipeline.analysis.survey import Survey
 from pipeline.statistics import Moments
@@ -98,8 +99,8 @@ class RowSource(Protocol):
         """Rows there are."""
         ...
 
-    def sequential(self, batch_rows: int) -> Iterator[RowBatch]:
-        """All rows once, in the order they lie in."""
+    def sequential(self, batch_rows: int, *, start: int = 0, prefetch: int = 2) -> Iterator[RowBatch]:
+        """Rows in the order they lie in, from a batch on, some batches read ahead."""
         ...
 
 
@@ -197,6 +198,7 @@ class Context:
         site: the language model's name and the hook.
         companions: the autoencoders that this one is compared with.
         seed: seed of everything random.
+        passes: where the analysis' long loops are computed.
     """
 
     sae: Autoencoder
@@ -219,6 +221,7 @@ class Context:
     site: str = ""
     companions: "tuple[Context, ...]" = ()
     seed: int = 0
+    passes: Passes = field(default_factory=Here)
 
     @property
     def layer(self) -> int:

@@ -13,7 +13,7 @@ the windows with all features (a thousand times the products), and gathering the
 one in another chunk).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,9 +23,12 @@ import pyarrow as pa
 import torch
 
 from pipeline.analysis.context import Context, Floats, Integers, Mask
+from pipeline.analysis.passes import Parts, Pass, model_needs
 from pipeline.analysis.survey import Firings, Survey
 
 _ROWS_AT_ONCE = 256
+_COPIES = 3  # of a batch's activations at once
+_ENCODER_BYTES = 8 + 4  # of an entry: transposed, and in float64 while biases are computed
 
 
 class Choice(NamedTuple):
@@ -112,25 +115,97 @@ def read_windows(context: Context, choice: Choice, *, before: int, after: int, b
         following=np.full(where.shape, -1, np.int64),
         activations=np.zeros(where.shape, np.float32),
     )
-    encoder, bias = _encoder(context)
+    batches, rows_of = _batches(choice, batch)
+    encoder_bytes = _ENCODER_BYTES * context.sae.d_in * context.sae.d_sae
+    work = Pass(
+        label="example texts",
+        unit="prompts",
+        batches=batches,
+        reads=frozenset({"model", "tokens"}),
+        needs=model_needs(context, "train", batch, copies=_COPIES) | {"encoder": encoder_bytes},
+        opening=_Encoding(before, after),
+    )
+    for rows, part in zip(rows_of, context.passes.in_order(work, context), strict=True):
+        found.inside[rows] &= part.inside
+        found.tokens[rows], found.following[rows] = part.tokens, part.following
+        found.activations[rows] = np.where(found.inside[rows], part.activations, 0)
+    return found
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts, and the firings in them; its length is the number of prompts.
+
+    Attributes:
+        prompts: ascending, int64 (b,).
+        own: which of these each firing is in, int64 (r,).
+        position: of the firing, int64 (r,).
+        feature: int64 (r,).
+    """
+
+    prompts: Integers
+    own: Integers
+    position: Integers
+    feature: Integers
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+class _Around(NamedTuple):
+    """What is around the firings of a batch, (r, width) each; ``inside`` is before the end of the prompt."""
+
+    inside: Mask
+    tokens: Integers
+    following: Integers
+    activations: npt.NDArray[np.float32]
+
+
+def _batches(choice: Choice, size: int) -> tuple[list[_Batch], list[Integers]]:
+    """Batches of prompts, and the firings of the choice that each has."""
     order = np.argsort(choice.prompt, kind="stable")
     prompts, starts = np.unique(choice.prompt[order], return_index=True)
     ends = np.append(starts, order.size)
-    for first in range(0, prompts.size, batch):
-        numbers = prompts[first : first + batch]
-        ids = context.need_tokens().prompts("train", numbers.tolist()).astype(np.int64)
+    batches: list[_Batch] = []
+    rows_of: list[Integers] = []
+    for first in range(0, prompts.size, size):
+        numbers = prompts[first : first + size]
+        rows = order[ends[first] : ends[first + numbers.size]]
+        own = np.searchsorted(numbers, choice.prompt[rows])
+        batches.append(_Batch(numbers, own, choice.position[rows], choice.feature[rows]))
+        rows_of.append(rows)
+    return batches, rows_of
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """Opens a pass over prompts: tokens shown before each firing, and after it."""
+
+    before: int
+    after: int
+
+    def __call__(self, context: Context) -> Parts[_Batch, _Around]:
+        encoder, bias = _encoder(context)
+
+        def encode(batches: Sequence[_Batch]) -> Iterator[_Around]:
+            for batch in batches:
+                yield self._around(context, batch, encoder, bias)
+
+        return encode
+
+    def _around(self, context: Context, batch: _Batch, encoder: torch.Tensor, bias: torch.Tensor) -> _Around:
+        ids = context.need_tokens().prompts("train", batch.prompts.tolist()).astype(np.int64)
         acts = context.need_model().activations(torch.from_numpy(ids), context.hook_name).float().cpu()
         next_ids = np.append(ids[:, 1:], np.full((len(ids), 1), -1), axis=1)
-        rows = order[ends[first] : ends[first + numbers.size]]
-        for part in np.split(rows, range(_ROWS_AT_ONCE, rows.size, _ROWS_AT_ONCE)):
-            own = np.searchsorted(numbers, choice.prompt[part])[:, None]
-            at = np.clip(where[part], 0, ids.shape[1] - 1)
-            x, feature = acts[torch.from_numpy(own), torch.from_numpy(at)], torch.from_numpy(choice.feature[part])
+        where = batch.position[:, None] + np.arange(-self.before, self.after + 1)
+        own, at = batch.own[:, None], np.clip(where, 0, ids.shape[1] - 1)
+        activations = np.zeros(where.shape, np.float32)
+        for part in np.split(np.arange(len(where)), range(_ROWS_AT_ONCE, len(where), _ROWS_AT_ONCE)):
+            x = acts[torch.from_numpy(own[part]), torch.from_numpy(at[part])]
+            feature = torch.tensor(batch.feature[part])
             pre = (x @ encoder[feature][:, :, None])[:, :, 0] + bias[feature][:, None]
-            found.inside[part] &= where[part] < ids.shape[1]
-            found.tokens[part], found.following[part] = ids[own, at], next_ids[own, at]
-            found.activations[part] = np.where(found.inside[part], torch.relu(pre).numpy(), 0)
-    return found
+            activations[part] = torch.relu(pre).numpy()
+        return _Around(where < ids.shape[1], ids[own, at], next_ids[own, at], activations)
 
 
 def example_table(choice: Choice, windows: Windows, effects: npt.NDArray[np.float32]) -> pa.Table:

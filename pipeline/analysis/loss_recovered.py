@@ -7,6 +7,8 @@ the post's "without ultra-low features".
 Source: the post, "Implementation Details"; Towards Monosemanticity reports the same ratio.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +21,10 @@ from pipeline import evaluation
 from pipeline.analysis import figures
 from pipeline.analysis.context import Context, Need
 from pipeline.analysis.display import percent
+from pipeline.analysis.passes import Parts, Pass, in_batches, model_needs
 from pipeline.analysis.registry import AnalysisOptions, NumberLabel
 from pipeline.analysis.result import AnalysisResult, Number
-from pipeline.evaluation import HeldOut, Interval, Losses
+from pipeline.evaluation import HeldOut, Interval, Losses, MicroBatch
 
 VERSION = 2
 TITLE = "Loss recovered"
@@ -45,6 +48,7 @@ NUMBERS = (
     NumberLabel("l0_held_out", "L0 on these prompts", "plain"),
     NumberLabel("n_prompts", "Held-out prompts", "count"),
 )
+_CONDITIONS = 5  # reconstruction, its sum so far, clean, zero and mean: with a floor each, replacements at once
 
 
 class OPTIONS(AnalysisOptions):
@@ -72,18 +76,10 @@ class _Point(NamedTuple):
 
 def run(context: Context, options: OPTIONS) -> AnalysisResult:
     """Measures loss recovered; see the module."""
-    held_out = HeldOut(
-        context.need_model(),
-        _held_out_tokens(context, options.prompts),
-        context.hook_name,
-        first_position=context.first_position,
-        mean=context.mean_activation,
-        micro_batch_prompts=options.micro_batch_prompts,
-    )
     density = context.need_densities().density
     floors = sorted({options.ultra_low_below, *options.floors})
-    losses, fit = evaluation.reconstruction_losses(context.sae, held_out, density=density, floors=floors)
-    losses |= evaluation.baseline_losses(held_out)
+    prompts = _held_out_prompts(context, options.prompts)
+    losses, fit = evaluation.collect(context.passes.in_order(_pass(context, prompts, floors, options), context))
     points = {name: _point(name, losses, context, options) for name in losses}
     without = points[evaluation.floor_name(options.ultra_low_below)]
     full, mean = points["reconstruction"], points.get("mean")
@@ -104,7 +100,7 @@ def run(context: Context, options: OPTIONS) -> AnalysisResult:
         "fve": fit.fve,
         "norm_ratio": fit.norm_ratio,
         "l0_held_out": fit.l0,
-        "n_prompts": len(held_out.tokens),
+        "n_prompts": len(prompts),
         "confidence": options.confidence,
     }
     curve = _curve(points, density, floors)
@@ -112,11 +108,48 @@ def run(context: Context, options: OPTIONS) -> AnalysisResult:
     return AnalysisResult(numbers, {"density_floor": curve}, drawn, _reading(numbers))
 
 
-def _held_out_tokens(context: Context, wanted: int) -> torch.Tensor:
-    tokens = context.need_tokens()
-    there = tokens.n_prompts("held_out")
-    chosen = np.sort(context.rng("held-out prompts").permutation(there)[:wanted])
-    return torch.from_numpy(tokens.prompts("held_out", chosen.tolist()).astype(np.int64))
+def _held_out_prompts(context: Context, wanted: int) -> list[int]:
+    there = context.need_tokens().n_prompts("held_out")
+    return np.sort(context.rng("held-out prompts").permutation(there)[:wanted]).tolist()
+
+
+def _pass(
+    context: Context, prompts: list[int], floors: list[float], options: OPTIONS
+) -> Pass[Sequence[int], MicroBatch]:
+    return Pass(
+        label="loss_recovered",
+        unit="prompts",
+        batches=in_batches(prompts, options.micro_batch_prompts),
+        reads=REQUIRES,
+        needs=model_needs(context, "held_out", options.micro_batch_prompts, copies=len(floors) + _CONDITIONS),
+        opening=_Measuring(tuple(floors)),
+    )
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """Opens a pass over held-out prompts, each batch a micro-batch."""
+
+    floors: tuple[float, ...]
+
+    def __call__(self, context: Context) -> Parts[Sequence[int], MicroBatch]:
+        density = context.need_densities().density
+
+        def measure(batches: Sequence[Sequence[int]]) -> Iterator[MicroBatch]:
+            for prompts in batches:
+                held_out = HeldOut(
+                    context.need_model(),
+                    torch.from_numpy(context.need_tokens().prompts("held_out", prompts).astype(np.int64)),
+                    context.hook_name,
+                    first_position=context.first_position,
+                    mean=context.mean_activation,
+                    micro_batch_prompts=len(prompts),
+                )
+                yield from evaluation.micro_batches(
+                    context.sae, held_out, density=density, floors=self.floors, baselines=True
+                )
+
+        return measure
 
 
 def _point(name: str, losses: dict[str, Losses], context: Context, options: OPTIONS) -> _Point:

@@ -17,7 +17,6 @@ hyperplanes, and on the positive quadrant.
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pydantic import Field
 
 from pipeline.analysis import direction_gradients, direction_report, direction_texts, neuron_sparsity, statistics
@@ -170,12 +169,14 @@ def _no_cluster(n_rare: int) -> AnalysisResult:
 
 
 def _gradients(context: Context, features: Integers, options: OPTIONS) -> MeanGradients:
-    tokens = context.need_tokens()
-    there = tokens.n_prompts("held_out")
+    there = context.need_tokens().n_prompts("held_out")
     chosen = np.sort(context.rng("gradient prompts").permutation(there)[: options.gradient_prompts])
-    prompts = torch.from_numpy(tokens.prompts("held_out", chosen.tolist()).astype(np.int64))
     return direction_gradients.mean_gradients(
-        context, features, prompts, within=options.flip_within, micro_batch_prompts=options.micro_batch_prompts
+        context,
+        features,
+        chosen.tolist(),
+        within=options.flip_within,
+        micro_batch_prompts=options.micro_batch_prompts,
     )
 
 
@@ -235,7 +236,7 @@ def _find(
     std = float(projection_stds(moments, direction[None])[0]) or 1.0
     edges = moments.mean @ direction + std * np.arange(-_BINS_TO_A_SIDE, _BINS_TO_A_SIDE + 1) / _BINS_A_STD
     n_rows = min(options.rows, context.need_densities().n_rows)
-    projections = project_rows(context.need_reader(), direction, edges, n_rows=n_rows, kept=options.top_tokens)
+    projections = project_rows(context, direction, edges, n_rows=n_rows, kept=options.top_tokens)
     edits = direction_texts.try_edits(context, direction, projections.top, batch=options.micro_batch_prompts)
     logits = logit_weights(context, direction)
     return Found(

@@ -60,11 +60,15 @@ if what == "reader":
         read = first + sum(len(batch.rows) for batch in batches)
     needs = reader.pool_bytes(order) + 4 * 4096 * (4 * reader.d_in + 2 * reader.d_in + 6)
 elif what == "direction":
+    from pipeline.analysis import Context
     from pipeline.analysis.direction_pass import project_rows
+    from sae.autoencoder import Autoencoder
+    sae = Autoencoder(torch.ones(4, 1), torch.ones(1), torch.ones(1, 4), torch.zeros(4))
+    context = Context(sae=sae, hook_name="", reader=reader)
     along, edges = np.eye(reader.d_in)[0], np.linspace(-5, 5, 201)
-    project_rows(reader, along, edges, n_rows=4 * 16_384, kept=20)
+    project_rows(context, along, edges, n_rows=4 * 16_384, kept=20)
     before = peak_bytes()
-    read = project_rows(reader, along, edges, n_rows=reader.n_rows, kept=20).n_rows
+    read = project_rows(context, along, edges, n_rows=reader.n_rows, kept=20).n_rows
     needs = 4 * 16_384 * (4 * reader.d_in + 2 * reader.d_in + 6) + edges.nbytes
 else:
     from pipeline.analysis.surveying import Places, SurveyState

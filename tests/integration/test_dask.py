@@ -39,12 +39,21 @@ ROOT = Path(__file__).parents[2]
 BOTH = 'harvest.also_hook_names=["blocks.0.hook_mlp_out"]'
 SURVEY = SurveyConfig(rows=34_000, top_firings=4, sample_firings=8, kept_firings=16)
 WINDOWS = range(9)
-# Runs in each worker: says which windows it computes, how they end, and which batches of texts it encodes; each takes
-# as many seconds more as a file says.
+ANALYSES = ("loss_recovered", "rare_direction", "case_studies")
+PASSES = {"loss_recovered", "gradients", "projections", "example"}
+ANALYSED = (
+    BOTH,
+    "analyze.survey.rows=34000",
+    'analyze.options.loss_recovered={"micro_batch_prompts": 1}',
+    'analyze.options.rare_direction={"ultra_low_below": 0.9, "gradient_prompts": 29, "micro_batch_prompts": 3}',
+    'analyze.options.case_studies={"micro_batch_prompts": 16}',
+)
+# Runs in each worker: says which windows it computes, how they end, which batches of texts it encodes, and which pieces
+# of which analysis' passes it computes; each takes as many seconds more as a file says.
 PRELOAD = """
 import os, time
 from pathlib import Path
-from pipeline import text_work, windows
+from pipeline import pass_work, text_work, windows
 folder = Path(os.environ["SPARSEMILL_TEST_LOG"])
 def say(*words):
     with (folder / "log").open("a") as log:
@@ -68,6 +77,15 @@ def slowly(self, site):
     return encode_slowly
 if text_work._Opening.__call__.__name__ == "__call__":
     opened, text_work._Opening.__call__ = text_work._Opening.__call__, slowly
+def haltingly(self, site):
+    compute = prepared(self, site)
+    def compute_haltingly(piece):
+        say(self.label.split()[0], piece.first)
+        time.sleep(float((folder / "slow").read_text()))
+        return compute(piece)
+    return compute_haltingly
+if pass_work._Opening.__call__.__name__ == "__call__":
+    prepared, pass_work._Opening.__call__ = pass_work._Opening.__call__, haltingly
 """
 # The command line, whose rounds and batches are as small as those of the fixture ``small_rounds``.
 SMALL = """
@@ -336,6 +354,104 @@ def test_workers_read_a_surveys_parents_from_a_remote(
     assert "2 workers" in watched.notes
     assert [path.name for path in (tmp_path / "store").glob("[a-z]*/")] == ["survey"]
     assert bool(list((tmp_path / "store" / ".pulled").rglob("activations/c/*"))) != streams
+
+
+@pytest.fixture(scope="module")
+def analysed(single: Path, tiny_preset: Path) -> Path:
+    """What one process makes of everything, and finds in it."""
+    chain(single, tiny_preset, *ANALYSED).analyze(only=ANALYSES)
+    return single
+
+
+@pytest.fixture
+def trained(analysed: Path, tmp_path: Path) -> Path:
+    """A store whose autoencoder is yet to be analysed."""
+    for stage in ("tokenize", "harvest", "train", "survey"):
+        shutil.copytree(analysed / stage, tmp_path / "store" / stage)
+    shutil.copy(analysed / "sparsemill-store.json", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_analyses_have_the_hashes_of_a_single_process(
+    cluster: LocalCluster, analysed: Path, trained: Path, tiny_preset: Path, log: Log
+):
+    log.sleep(0.05)
+    watched = Watched()
+    chain(trained, tiny_preset, *ANALYSED, cluster=cluster, reporter=watched).analyze(only=ANALYSES)
+    assert manifests(trained, "analyze") == manifests(analysed, "analyze")
+    assert len(manifests(trained, "analyze")) == 4
+    assert {what for what, _, _ in log.said()} == PASSES
+    assert len({pid for _, _, pid in log.said()}) == 2
+    assert "2 workers" in watched.notes
+
+
+def test_a_worker_that_is_killed_costs_a_piece_of_a_pass_alone(
+    cluster: LocalCluster, analysed: Path, trained: Path, tiny_preset: Path, log: Log
+):
+    with Client(cluster, set_as_default=False) as client, ThreadPoolExecutor(1) as pool:
+        client.wait_for_workers(2, timeout=300)  # the one that another test killed is back
+        log.sleep(0.5)
+        made = pool.submit(chain(trained, tiny_preset, *ANALYSED, cluster=cluster).analyze, only=ANALYSES)
+        log.wait(lambda said: len(said) >= 4)
+        log.sleep(4)
+        before = len(log.said())
+        log.wait(lambda said: len(said) >= before + 2)
+        what, piece, pid = log.said()[-1]
+        os.kill(pid, signal.SIGKILL)
+        log.sleep(0)
+        made.result(timeout=300)
+    computed = Counter((what, piece) for what, piece, _ in log.said())
+    assert {one: times for one, times in computed.items() if times > 1} == {(what, piece): 2}
+    assert manifests(trained, "analyze") == manifests(analysed, "analyze")
+
+
+def test_a_pass_that_is_stopped_ends_within_a_piece_and_the_same_command_makes_the_analysis(
+    cluster: LocalCluster, analysed: Path, trained: Path, tiny_preset: Path, log: Log
+):
+    log.sleep(3)
+    command = [sys.executable, "-m", "pipeline.cli", "analyze", "--preset", str(tiny_preset), "--home", str(trained)]
+    command += [argument for setting in ANALYSED for argument in ("--set", setting)]
+    command += ["--only", "loss_recovered", "--threads", "1", "--dask", cluster.scheduler_address]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log.wait(lambda said: len(said) >= 4)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=300)
+    assert process.returncode == 130
+    pieces = len(log.said())
+    assert pieces < 7
+    assert len(manifests(trained, "analyze")) == 1  # the densities
+    log.sleep(0)
+    chain(trained, tiny_preset, *ANALYSED, cluster=cluster).analyze(only=["loss_recovered"])
+    assert manifests(trained, "analyze").items() <= manifests(analysed, "analyze").items()
+    assert len(log.said()) == pieces + 10
+
+
+def test_analyses_that_are_there_ask_for_no_cluster(analysed: Path, tiny_preset: Path):
+    nobody = Workspace.open(Runtime(root=analysed, threads=1, dask="tcp://127.0.0.1:9"))
+    again = Chain(load_preset(str(tiny_preset), ANALYSED), nobody, run_directly)
+    again.analyze(only=ANALYSES)
+    assert {run.made.status for run in again.runs} == {"cached"}
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["its parents", "all of it, where it is"])
+def test_workers_read_what_an_analysis_reads_from_a_remote(
+    streams: bool, cluster: LocalCluster, analysed: Path, tiny_preset: Path, tmp_path: Path, log: Log
+):
+    url, root = (tmp_path / "remote").as_uri(), tmp_path / "store"
+    (tmp_path / "remote").mkdir()
+    one = workspace_in(analysed)
+    sae = one.store.resolve("latest", stage="train")
+    sharing.push(sae, RemoteStore(url), one, with_parents=True)
+    runtime = Runtime(root=root, threads=1, dask=cluster.scheduler_address, remote=None if streams else url)
+    many = Workspace.open(runtime)
+    if not streams:
+        shutil.copytree(analysed / "train", root / "train")
+        shutil.copy(analysed / "sparsemill-store.json", root)
+    log.sleep(0)
+    analyzed = Chain(load_preset(str(tiny_preset), ANALYSED), many, run_directly)
+    analyzed.analyze(many.store.resolve(f"{url}/train/{sae.id}" if streams else sae.id), ANALYSES)
+    assert manifests(root, "analyze") == manifests(analysed, "analyze")
+    assert {what for what, _, _ in log.said()} == PASSES
 
 
 def test_a_worker_that_is_killed_costs_its_window_alone(

@@ -1,7 +1,8 @@
 """A small world whose truth is planted: rows, prompts, a language model of two matrices, and autoencoders."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import pickle
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.analysis import Context, FeatureDensities
+from pipeline.analysis import AnalysisResult, Context, FeatureDensities, to_files
+from pipeline.analysis.passes import Pass
 from pipeline.analysis.survey import Survey
 from pipeline.analysis.surveying import Places, SurveyState
 from sae.autoencoder import Autoencoder
@@ -30,9 +32,9 @@ class Rows:
     def n_rows(self) -> int:
         return len(self.rows)
 
-    def sequential(self, batch_rows: int) -> Iterator[SimpleNamespace]:
-        for start in range(0, self.n_rows, batch_rows):
-            part = slice(start, start + batch_rows)
+    def sequential(self, batch_rows: int, *, start: int = 0, prefetch: int = 2) -> Iterator[SimpleNamespace]:  # noqa: ARG002
+        for first in range(start * batch_rows, self.n_rows, batch_rows):
+            part = slice(first, first + batch_rows)
             yield SimpleNamespace(rows=self.rows[part], prompt=self.prompt[part], position=self.position[part])
 
 
@@ -133,6 +135,45 @@ def random_units(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@dataclass
+class Elsewhere:
+    """Passes as a cluster computes them: a few batches at a time, the last first, all of it sent to and fro as bytes.
+
+    Attributes:
+        size: batches a piece.
+        computed: pieces computed of each pass, by its label.
+        sent: the largest piece, and the largest part, in bytes, by label.
+    """
+
+    size: int
+    computed: dict[str, int] = field(default_factory=dict)
+    sent: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def in_order(self, work: Pass[Any, Any], context: Context) -> Generator[Any]:
+        pieces = [pickle.dumps(work.batches[at : at + self.size]) for at in range(0, len(work.batches), self.size)]
+        opening = pickle.dumps(work.opening)
+        needs = {"model": "model", "store": "reader", "tokens": "tokens", "density": "densities", "survey": "survey"}
+        unread = {field: None for need, field in needs.items() if need not in work.reads}
+        answers: list[list[bytes]] = []
+        for piece in reversed(pieces):
+            parts = pickle.loads(opening)(replace(context, **unread))
+            answers.insert(0, [pickle.dumps(part) for part in parts(pickle.loads(piece))])
+        self.computed[work.label] = len(pieces)
+        sizes = [len(part) for answer in answers for part in answer]
+        self.sent[work.label] = max(len(piece) + len(opening) for piece in pieces), max(sizes)
+        for answer in answers:
+            yield from map(pickle.loads, answer)
+
+
+def assert_same_elsewhere(run: Callable[[Context], AnalysisResult], context: Context) -> Elsewhere:
+    """The result, bit for bit, whoever computes the passes, in pieces of any size; how pieces of one were computed."""
+    expected = to_files(run(context))
+    for size in (3, 2, 1):
+        elsewhere = Elsewhere(size)
+        assert to_files(run(replace(context, passes=elsewhere))) == expected
+    return elsewhere
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Products this small are slower on several threads, and much slower on a busy machine."""
@@ -155,4 +196,5 @@ def world() -> SimpleNamespace:
         survey=make_survey,
         context=make_context,
         units=random_units,
+        assert_same_elsewhere=assert_same_elsewhere,
     )

@@ -127,6 +127,11 @@ def test_windows_hold_the_prompts_tokens_and_a_direct_encoding_of_each(
     assert len(rows) > 100
 
 
+def test_windows_are_the_same_bits_whoever_computes_a_batch(planted: Planted, world: SimpleNamespace) -> None:
+    elsewhere = world.assert_same_elsewhere(lambda context: case_studies.run(context, OPTIONS), planted.context)
+    assert elsewhere.computed == {"example texts": 9}
+
+
 def test_top_examples_are_the_largest_firings_of_a_sort(planted: Planted) -> None:
     rows = rows_of(case_studies.run(planted.context, OPTIONS).tables["examples"])
     for feature in range(S):

@@ -1,3 +1,5 @@
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -6,7 +8,27 @@ import pytest
 import torch
 
 from pipeline.analysis import Context, FeatureDensities, loss_recovered
+from pipeline.analysis.passes import Here
+from pipeline.progress import Advance, Quiet
 from storage.errors import InputError
+
+
+class Watched(Quiet):
+    """Remembers what was shown."""
+
+    def __init__(self) -> None:
+        self.tracked: list[tuple[str, int, str]] = []
+        self.done: list[int] = []
+
+    @contextmanager
+    def track(self, label: str, total: int, unit: str, *, start: int = 0) -> Generator[Advance]:
+        assert start == 0
+        self.tracked.append((label, total, unit))
+
+        def advance(done: int = 1, *, note: str = "") -> None:
+            self.done.append(done)
+
+        yield advance
 
 
 @pytest.fixture
@@ -72,3 +94,16 @@ def test_without_a_mean_there_is_no_mean_ablation(context: Context) -> None:
 def test_what_is_missing_is_named(context: Context) -> None:
     with pytest.raises(InputError, match="the language model"):
         loss_recovered.run(replace(context, model=None), OPTIONS)
+
+
+def test_the_losses_are_the_same_bits_whoever_computes_a_micro_batch(context: Context, world: SimpleNamespace) -> None:
+    options = OPTIONS.model_copy(update={"micro_batch_prompts": 3})
+    elsewhere = world.assert_same_elsewhere(lambda where: loss_recovered.run(where, options), context)
+    assert elsewhere.computed == {"loss_recovered": 7}
+
+
+def test_prompts_done_are_shown(context: Context) -> None:
+    watched = Watched()
+    loss_recovered.run(replace(context, passes=Here(watched)), OPTIONS)
+    assert watched.tracked == [("loss_recovered", 20, "prompts")]
+    assert watched.done == [8, 8, 4]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pipeline.analysis import Context, FeatureDensities, logit_effects, passages, rare_direction
+from pipeline.analysis import Context, FeatureDensities, direction_pass, logit_effects, passages, rare_direction
 from pipeline.analysis.direction_gradients import mean_gradients
 from pipeline.analysis.direction_pass import project_rows
 from pipeline.analysis.direction_texts import EDITS, try_edits
@@ -215,7 +215,7 @@ def test_tokens_beyond_each_hyperplane_are_its_density(planted: Planted) -> None
 def test_gradients_equal_a_loop_over_tokens_and_features(planted: Planted) -> None:
     context, sae = planted.context, planted.context.sae.to(torch.float64)
     tokens = torch.from_numpy(context.need_tokens().prompts("held_out"))
-    found = mean_gradients(context, np.arange(RARE), tokens, within=0.3, micro_batch_prompts=7)
+    found = mean_gradients(context, np.arange(RARE), range(len(tokens)), within=0.3, micro_batch_prompts=7)
     model: Any = context.model
     to_logits = (model.W @ model.W_U).double()
     x_all = model.activations(tokens, context.hook_name).double()
@@ -254,7 +254,7 @@ def test_gradients_equal_a_loop_over_tokens_and_features(planted: Planted) -> No
 def test_the_gradient_over_firing_tokens_is_the_one_that_training_follows(planted: Planted) -> None:
     context, sae = planted.context, planted.context.sae.to(torch.float64)
     tokens = torch.from_numpy(context.need_tokens().prompts("held_out"))
-    found = mean_gradients(context, np.arange(RARE), tokens, within=0.3, micro_batch_prompts=8)
+    found = mean_gradients(context, np.arange(RARE), range(len(tokens)), within=0.3, micro_batch_prompts=8)
     x = context.need_model().activations(tokens, context.hook_name)[:, 1:-1].flatten(0, 1).double()
     W_enc = sae.W_enc.clone().requires_grad_()
     acts = torch.relu((x - sae.b_dec) @ W_enc + sae.b_enc)
@@ -272,7 +272,7 @@ def test_without_a_recorded_training_only_the_models_gradient_is_known(planted: 
 
 def test_edits_equal_projections_of_texts_edited_by_hand(planted: Planted) -> None:
     context, u = planted.context, planted.direction
-    top = project_rows(context.need_reader(), u, np.linspace(-9, 9, 7), n_rows=10**6, kept=5).top
+    top = project_rows(context, u, np.linspace(-9, 9, 7), n_rows=10**6, kept=5).top
     outcomes = {outcome.edit: outcome for outcome in try_edits(context, u, top, batch=2)}
     strings: Any = context.token_strings
     model: Any = context.model
@@ -315,7 +315,7 @@ def test_the_table_of_edits_says_what_is_left_above_the_mean(planted: Planted) -
 
 
 def test_no_edit_touches_the_first_token_of_a_prompt(planted: Planted) -> None:
-    top = project_rows(planted.context.need_reader(), planted.direction, np.linspace(-9, 9, 7), n_rows=1, kept=1).top
+    top = project_rows(planted.context, planted.direction, np.linspace(-9, 9, 7), n_rows=1, kept=1).top
     at_start = [top[0]._replace(position=0)]
     assert try_edits(planted.context, planted.direction, at_start, batch=4) == []
     names = {
@@ -328,16 +328,40 @@ def test_no_edit_touches_the_first_token_of_a_prompt(planted: Planted) -> None:
 
 def test_a_pass_counts_every_row_once_and_stops_where_it_should(planted: Planted) -> None:
     edges = np.linspace(-1, 1, 9)
-    found = project_rows(planted.context.need_reader(), planted.direction, edges, n_rows=1000, kept=3)
+    found = project_rows(planted.context, planted.direction, edges, n_rows=1000, kept=3)
     projection = planted.rows[:1000].astype(np.float64) @ planted.direction
     assert found.n_rows == found.histogram.sum() == 1000
     np.testing.assert_array_equal(found.histogram, np.histogram(np.clip(projection, -1, 1), edges)[0])
     assert found.top[0].projection == pytest.approx(projection.max(), rel=1e-6)
 
 
+def test_the_pass_gives_the_same_bits_whoever_computes_its_pieces(
+    planted: Planted, world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direction_pass, "_BATCH_ROWS", 100)
+    options = OPTIONS.model_copy(update={"micro_batch_prompts": 7, "rows": 1230})
+    elsewhere = world.assert_same_elsewhere(lambda context: rare_direction.run(context, options), planted.context)
+    assert elsewhere.computed == {"gradients": 6, "projections": 13}
+    assert elsewhere.sent["projections"][1] < 10_000  # counts and the outermost rows, not rows by the hundred
+
+
+def test_a_pass_over_many_batches_equals_one_over_a_single_one(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edges = np.linspace(-3, 3, 9)
+    whole = project_rows(planted.context, planted.direction, edges, n_rows=1100, kept=9)
+    monkeypatch.setattr(direction_pass, "_BATCH_ROWS", 64)
+    parts = project_rows(planted.context, planted.direction, edges, n_rows=1100, kept=9)
+    assert (parts.n_rows, parts.top, parts.bottom) == (whole.n_rows, whole.top, whole.bottom)
+    np.testing.assert_array_equal(parts.histogram, whole.histogram)
+    assert (parts.mean, parts.std) == pytest.approx((whole.mean, whole.std), rel=1e-12)
+    assert parts.norm_correlation == pytest.approx(whole.norm_correlation, rel=1e-9)
+
+
 def test_equal_projections_go_by_prompt_and_position(world: SimpleNamespace) -> None:
     rows = world.Rows(np.ones((6, 2), np.float32), np.array([5, 3, 3, 9, 1, 5]), np.array([1, 2, 1, 1, 4, 0]))
-    found = project_rows(rows, np.array([1.0, 0.0]), np.linspace(-1, 2, 4), n_rows=6, kept=4)
+    context = Context(sae=world.context(np.eye(2), np.eye(2)).sae, hook_name=world.HOOK, reader=rows)
+    found = project_rows(context, np.array([1.0, 0.0]), np.linspace(-1, 2, 4), n_rows=6, kept=4)
     assert [(row.prompt, row.position) for row in found.top] == [(1, 4), (3, 1), (3, 2), (5, 0)]
     assert (found.std, found.norm_correlation) == (0, None)
 
