@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import harvest, language_model
+from pipeline.sampling import SAMPLED_FROM
 from pipeline.windows import file_names
 from pipeline.workspace import Workspace
 from storage import atomic
@@ -89,7 +90,7 @@ def repair(
         try:
             mending.mend([problem.name for problem in problems if problem.kind != "extra"])
         except RepairRefused:
-            if not rewrite or artifact.stage != "harvest":
+            if not rewrite or not _is_computed_whole(artifact):
                 raise
             mending.done.rewritten = True
         mending.quarantine([problem.name for problem in problems if problem.kind == "extra"])
@@ -218,14 +219,15 @@ class _Mending:
     ) -> RepairRefused:
         found = [str(error) for error in (reason, remote_error) if error is not None]
         remedies = ["'--remote URL' fetches the committed files from where they were pushed"]
-        if self._artifact.stage == "harvest":
+        if _is_computed_whole(self._artifact):
             children = _children(self._artifact, self._workspace)
             warning = f", which {_shown(children)} would not match" if children else ""
             remedies.append(f"'--rewrite' computes all of it again under the same id, with other bytes{warning}")
-            if reason is None:
-                found.insert(0, self._differences())
         else:
-            remedies.append(f"or remove {self._artifact.folder} and run the stage again")
+            how = "take the sample" if self._artifact.stage == "harvest" else "run the stage"
+            remedies.append(f"or remove {self._artifact.folder} and {how} again")
+        if self._artifact.stage == "harvest" and reason is None:
+            found.insert(0, self._differences())
         return RepairRefused(
             f"{self._artifact.id}: damaged files cannot be made again as they were committed",
             where=_shown(names),
@@ -242,6 +244,11 @@ class _Mending:
             parents = ", ".join(parent.id for parent in self._artifact.parents.values())
             return f"other bytes, though nothing on record differs: is {parents} as committed?"
         return ", ".join(f"{key} {here.get(key)} (recorded: {recorded.get(key)})" for key in different)
+
+
+def _is_computed_whole(artifact: Artifact) -> bool:
+    """Whether it is a harvest; not of one that is a sample, which is taken, and computed again it would be another."""
+    return artifact.stage == "harvest" and SAMPLED_FROM not in artifact.parents
 
 
 def _rewrite(artifact: Artifact, workspace: Workspace) -> None:

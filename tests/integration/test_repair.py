@@ -21,6 +21,7 @@ from pipeline import cli
 from pipeline.config import Runtime, load_preset
 from pipeline.progress import Quiet
 from pipeline.repair import Repair, repair
+from pipeline.sampling import sample
 from pipeline.stages import Chain, run_directly
 from pipeline.windows import WindowHarvester
 from pipeline.workspace import Workspace
@@ -444,6 +445,19 @@ def test_rewriting_makes_another_artifact_of_the_same_id_and_names_what_was_made
     read_all(now)
     with pytest.raises(CorruptArtifact, match=f"{sae.id} was made from another {harvest.id}"):
         workspace.store.parent(sae, "activations")
+
+
+def test_a_sample_is_not_rewritten_as_the_shorter_harvest_would_be_another_artifact(
+    harvest: Artifact, workspace: Workspace, other_numerics: None
+):
+    taken = sample(harvest, 2, workspace).artifact
+    before = workspace.store.ids()
+    flip(taken.folder / SHARD)
+    with pytest.raises(RepairRefused, match="take the sample again") as caught:
+        mend(taken, workspace, rewrite=True)
+    assert "--rewrite" not in str(caught.value)
+    assert "torch 99.0" in str(caught.value)
+    assert workspace.store.ids() == before
 
 
 def test_rewriting_is_not_done_where_the_damage_can_be_mended(
