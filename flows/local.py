@@ -7,9 +7,10 @@ variable that they inherit, so that those of a worker that was killed are found 
 server still takes what they say: a stage that is told to stop saves what it has, where a worker that ends would kill
 it. Then the workers (without a server they go on for ever), then the server.
 
-Each worker takes one run at a time: a stage uses all cores, or the GPU. Rejected: limits of the pool or the deployment
-(a run whose worker was killed counts as running for ever, and nothing would follow it); containers and service
-managers, which this is no more than a handful of processes for.
+Each worker takes one run at a time: a stage uses all cores, or the GPU, which the other workers do not see. A run holds
+its GPU besides (``flows.gpu``), as that of a worker that was killed goes on. Rejected: limits of the pool or the
+deployment (a run whose process was killed counts as running for ever, and nothing would follow it); containers and
+service managers, which this is no more than a handful of processes for.
 """
 
 import json
@@ -197,7 +198,7 @@ def up(local: Local, say: Any = print) -> None:
     say("deploying ...")
     local.prefect("--no-prompt", "deploy", "--all")
     gpus = gpu_count()
-    _start_worker(local, "cpu", "cpu", {})
+    _start_worker(local, "cpu", "cpu", {"CUDA_VISIBLE_DEVICES": ""})
     for gpu in range(gpus):
         _start_worker(local, "gpu", f"gpu-{gpu}", {"CUDA_VISIBLE_DEVICES": str(gpu)})
     workers = f"a worker for the CPU{f', one for each of {gpus} GPUs' if gpus else ''}"

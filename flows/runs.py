@@ -14,9 +14,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
 
+from flows.gpu import alone_on
 from flows.story import Listener, reporter, tell_outcome
 from pipeline.config import Runtime, load_preset, validate
 from pipeline.stages import Chain
@@ -68,7 +70,8 @@ def run_chain(
     """
     try:
         chain = open_chain(preset, overrides, root, **runtime)
-        work(chain)
+        with alone_on(chain.workspace.runtime.device, get_current_settings().home, _say_waiting):
+            work(chain)
         tell_outcome(chain)
     except SparsemillError as error:
         get_run_logger().error(str(error))
@@ -92,6 +95,10 @@ def open_chain(preset: str, overrides: Sequence[str], root: str | None, **runtim
         return Made(workspace.store.open(state.message), _STATUSES[state.name])
 
     return Chain(load_preset(preset, overrides), workspace, run_as_task)
+
+
+def _say_waiting() -> None:
+    get_run_logger().info("another run has the GPU: waiting for that one")
 
 
 def _is_being_cancelled() -> bool:

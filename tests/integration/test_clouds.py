@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -230,6 +231,33 @@ def test_a_server_killed_between_parts_shows_nothing_and_the_push_goes_on(
     assert "big" in plan.missing
     push(plan, remote)
     assert_same(pull(ours.id, remote, ArtifactStore(tmp_path / "theirs")), ours)
+
+
+def test_a_server_killed_in_a_pull_leaves_nothing_visible_and_the_pull_goes_on(
+    ours: Artifact, server: ObjectServer, proxy: Proxy, remote: RemoteStore, url: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    push(plan_push(ours, remote), remote)
+    monkeypatch.setattr("storage.remote._RETRY", {"max_retries": 0})
+    monkeypatch.setattr("storage.remote._ATTEMPTS", 1)
+    hasty, theirs, asked = RemoteStore(url), ArtifactStore(tmp_path / "theirs"), itertools.count()
+
+    def kill_at_the_tenth_file(method: str, path: str, before: int) -> Fault:
+        if "/store.zarr/" in unquote(path) and next(asked) == 10:
+            server.kill()
+        return None
+
+    proxy.choose = kill_at_the_tenth_file
+    with pytest.raises(RemoteError):
+        pull(ours.id, hasty, theirs)
+    assert theirs.list() == []
+    proxy.choose = no_fault
+    server.start()
+    proxy.log.clear()
+    assert_same(pull(ours.id, remote, theirs), ours)
+    fetched = {path for _, path, _ in proxy.log if "/store.zarr/" in unquote(path)}
+    assert 0 < len(fetched) < sum(name.startswith("store.zarr/") for name in ours.manifest.files)
+    assert list((theirs.root / ".pulled").iterdir()) == []
 
 
 def test_a_push_killed_before_a_file_was_put_together_shows_nothing_and_goes_on(

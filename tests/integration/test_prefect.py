@@ -75,15 +75,31 @@ print(json.dumps(found))
 """
 
 SLOW_WINDOWS = """
-import time
+import itertools, time
 from pipeline.windows import WindowHarvester
-compute = WindowHarvester.compute
+compute, n_computed = WindowHarvester.compute, itertools.count()
 def slow(*arguments):
-    time.sleep(2)
+    time.sleep(8 if next(n_computed) else 0)
     return compute(*arguments)
 WindowHarvester.compute = slow
 """
-"""A ``sitecustomize.py`` for a flow run's process."""
+"""A ``sitecustomize.py`` for a flow run's process: all windows but the first take longer than a worker to hear of
+a cancellation, and two of them less than it has patience."""
+
+HELD_WINDOWS = """
+import time
+from pathlib import Path
+from flows import gpu
+from pipeline.windows import WindowHarvester
+compute, go = WindowHarvester.compute, Path(__file__).with_name("go")
+def held(*arguments):
+    while not go.exists():
+        time.sleep(0.1)
+    return compute(*arguments)
+WindowHarvester.compute = held
+gpu.gpu_of = lambda device: "planted"
+"""
+"""Another: windows wait for a file, and what computes on the CPU is taken to do so on a GPU."""
 
 
 class Team:
@@ -125,12 +141,12 @@ class Team:
         return self.ask(f"deployments/{deployment['id']}/create_flow_run", asked)["id"]
 
     def begun(
-        self, name: str, environment: dict[str, str] | None = None, **parameters: Any
+        self, name: str, environment: dict[str, str] | None = None, *, worker: str = "cpu", **parameters: Any
     ) -> tuple[str, list[psutil.Process]]:
         """A run whose stage of that name has begun, and its processes."""
-        run_id = self.submit(f"{name}/{name}", environment, **parameters)
+        run_id = self.submit(f"{name}/{name}{'' if worker == 'cpu' else '-gpu'}", environment, **parameters)
         wait_until(lambda: name in self.artifacts(run_id))
-        processes = self.local.running()["worker-cpu"].children(recursive=True)
+        processes = self.local.running()[f"worker-{worker}"].children(recursive=True)
         assert processes
         return run_id, processes
 
@@ -261,6 +277,37 @@ def test_a_gpu_has_one_harvest_at_a_time(team: Team, harvested: dict[str, Any], 
     assert first["end_time"] <= second["start_time"]
 
 
+def test_the_run_of_a_killed_worker_keeps_its_gpu_until_it_ends(
+    team: Team, harvested: dict[str, Any], tiny_preset: Path, tmp_path: Path
+):
+    def asked(seed: int) -> dict[str, Any]:
+        return {"preset": str(tiny_preset), "overrides": [f"harvest.seed={seed}"], "device": "cpu"}
+
+    (tmp_path / "sitecustomize.py").write_text(HELD_WINDOWS)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    first, processes = team.begun("harvest", environment, worker="gpu-0", **asked(2))
+    team.local.running()["worker-gpu-0"].kill()
+    team.do("up")
+    assert set(processes).isdisjoint(team.local.running()["worker-gpu-0"].children(recursive=True))
+    second = team.submit("harvest/harvest-gpu", environment, **asked(3))
+    wait_until(lambda: "another run has the GPU: waiting for that one" in team.log(second))
+    assert any(map(is_alive, processes))
+    assert team.artifacts(second) == {}
+
+    (tmp_path / "go").touch()
+    ended = [team.ended(run_id)["state_name"] for run_id in (first, second)]
+    assert ended == ["Crashed", "Completed"]  # nobody reads what the first one logs
+
+
+def test_what_runs_in_the_pool_of_the_cpu_sees_no_gpu(team: Team):
+    workers = {name: one.environ() for name, one in team.local.running().items() if name != "server"}
+    assert {name: one["CUDA_VISIBLE_DEVICES"] for name, one in workers.items()} == {
+        "worker-cpu": "", "worker-gpu-0": "0",
+    }  # fmt: skip
+    run = team.run("harvest/harvest", "preset=demo", "device=cuda", fails=True)
+    assert run["state"]["message"].startswith("no such device on this machine; found cuda; expected cpu")
+
+
 def test_analyses_alone_find_what_they_read_and_link_their_report(
     team: Team, harvested: dict[str, Any], analysed: dict[str, Any]
 ):
@@ -277,6 +324,18 @@ def test_analyses_alone_find_what_they_read_and_link_their_report(
         "folder": str(team.store / "harvest" / harvest),
     }  # fmt: skip
     assert {"L0", "autoencoder"} <= {row["quantity"] for row in json.loads(told["figures"]["data"])}
+
+
+def test_to_tokenize_and_to_replicate_is_to_find_what_a_harvest_and_analyses_made(
+    team: Team, harvested: dict[str, Any], analysed: dict[str, Any], tiny_preset: Path
+):
+    store = ArtifactStore(team.store)
+    tokenized = team.run("tokenize/tokenize", f"preset={tiny_preset}")
+    tokens = store.open(harvested["state"]["message"]).parents["tokens"].id
+    assert (tokenized["state_name"], tokenized["state"]["message"]) == ("Cached", tokens)
+    few = json.dumps([ANALYSES_ASKED.replace("only", "analyze.analyses")])
+    replicated = team.run("replicate/replicate", f"preset={tiny_preset}", f"overrides={few}")
+    assert (replicated["state_name"], replicated["state"]["message"]) == ("Cached", analysed["state"]["message"])
 
 
 def test_bad_input_fails_the_run_with_its_message_alone(team: Team):
@@ -315,10 +374,10 @@ def test_a_cancelled_harvest_goes_on_from_its_windows_and_is_published(team: Tea
         return sorted((team.store / ".staging").glob("harvest-*/files/**/window-*"))
 
     cancelled, processes = team.begun("harvest", {"PYTHONPATH": str(tmp_path)}, **parameters)
-    wait_until(windows)
+    n_windows = len(wait_until(windows))
     team.cancel(cancelled)
     wait_until(lambda: not any(map(is_alive, processes)))
-    assert windows()
+    assert n_windows <= len(windows()) <= n_windows + 1
 
     shared = tmp_path / "shared"
     shared.mkdir()

@@ -15,7 +15,8 @@ import torch
 from rich.filesize import decimal
 
 import sparsemill
-from pipeline import cli, sharing
+from pipeline import cli, sharing, studies
+from pipeline.analysis import ANALYSES
 from pipeline.config import Runtime, load_preset
 from pipeline.explaining import StageAnswer, explain_chain
 from pipeline.progress import Plain, Quiet
@@ -352,6 +353,31 @@ def test_what_stages_make_is_published_and_found_by_the_next_machine_and_no_secr
     out, err = capfd.readouterr()
     assert "push train-" in err
     assert SECRET not in out + err
+
+
+def test_each_analysis_the_report_and_a_study_are_found_by_the_next_machine(tiny_preset: Path, tmp_path: Path):
+    (tmp_path / "shared").mkdir()
+    everything = f"analyze.analyses={json.dumps(list(ANALYSES))}"
+
+    def run(machine: str, *, push: bool) -> Chain:
+        runtime = Runtime(root=tmp_path / machine, threads=1, remote=str(tmp_path / "shared"), push=push)
+        done = chain(tiny_preset, Workspace.open(runtime, Quiet()), *SHORT, everything)
+        done.report()
+        studies.cross_seed(2).run(done, None)
+        return done
+
+    first, second = run("a", push=True), run("b", push=False)
+    ours, theirs = ({one.name: one.made for one in done.runs} for done in (first, second))
+    alone = {name for name, analysis in ANALYSES.items() if "companions" not in analysis.requires}
+    assert {"tokenize", "harvest", "train", "survey", *alone, "report", "study", "cross_seed"} <= ours.keys()
+    assert {name for name, made in theirs.items() if made.status != "cached"} == set()
+    hashes = [{name: one.artifact.manifest_sha256 for name, one in all_of.items()} for all_of in (ours, theirs)]
+    assert hashes[0] == hashes[1]
+    assert not list((tmp_path / "b").rglob("index.html"))
+    for name in ("survey", "density", "cross_seed", "report"):  # what is read comes then
+        mine, yours = ours[name].artifact, theirs[name].artifact
+        assert all(yours.read_bytes(file) == mine.read_bytes(file) for file in mine.manifest.files)
+    assert list((tmp_path / "b").rglob("index.html"))
 
 
 def test_pushing_needs_a_remote(tmp_path: Path):

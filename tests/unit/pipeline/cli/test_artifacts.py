@@ -11,6 +11,8 @@ from storage.artifact import Artifact
 from storage.artifacts import ArtifactStore, Result, Spec, Staging
 from storage.fingerprint import Json
 
+RECORDS = ("manifest.json", "run.json")
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
@@ -104,5 +106,57 @@ def test_where_nothing_is_to_be_removed_it_says_why(store: ArtifactStore, capsys
     make(store, "train", {})
     run("prune", "--home", store.root)
     assert capsys.readouterr().out == "nothing to remove: all is needed, or younger than 30 days\n"
-    run("prune", "--older-than", "0", "--home", store.root)
-    assert capsys.readouterr().out.endswith("would be free; the same command with --yes removes them\n")
+
+
+def test_pruning_lists_and_only_with_yes_removes(store: ArtifactStore, capsys: pytest.CaptureFixture[str]):
+    made = make(store, "train", {})
+    before = everything_below(store.root)
+    prune = ("prune", "--older-than", "0", "--home", store.root)
+    run(*prune)
+    listed = capsys.readouterr().out
+    assert f"train/{made.id}" in listed
+    assert listed.endswith("would be free; the same command with --yes removes them\n")
+    run(*prune, "--json")
+    assert [one["path"] for one in json.loads(capsys.readouterr().out)] == [str(made.folder)]
+    assert everything_below(store.root) == before
+    run(*prune, "--yes")
+    assert f"train/{made.id}" in capsys.readouterr().out
+    assert store.list() == []
+    assert not made.folder.exists()
+
+
+def everything_below(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_what_is_taken_of_the_disk_is_told_stage_by_stage_and_a_shared_file_once(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str]
+):
+    def produce(staging: Staging) -> Result:
+        staging.write_bytes("rows", bytes(3 << 20))
+        return Result({})
+
+    first = store.make(Spec("harvest", 1, {"windows": 1}), produce, provenance={}).artifact
+    longer = store.make(Spec("harvest", 1, {"windows": 2}), produce, provenance={}).artifact
+    (longer.folder / "rows").unlink()
+    (longer.folder / "rows").hardlink_to(first.folder / "rows")  # as a longer harvest has a shorter one's windows
+    make(store, "train", {})
+    (store.root / ".staging" / "train-0123456789ab").mkdir(parents=True)
+    (store.root / ".staging" / "train-0123456789ab" / "half").write_bytes(bytes(1 << 20))
+
+    run("du", "--home", store.root)
+    head, *lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head == ["stage", "artifacts", "size", "on", "disk"]
+    assert lines == [
+        ["harvest", "2", "6.0", "MiB", "3.0", "MiB"],
+        ["train", "1", "0.0", "MiB", "0.0", "MiB"],
+        [".staging", "1", "1.0", "MiB", "1.0", "MiB"],
+        ["all", "7.0", "MiB", "4.0", "MiB"],
+    ]
+    run("du", "--json", "--home", store.root)
+    told = {one.pop("name"): one for one in json.loads(capsys.readouterr().out)}
+    assert list(told) == ["harvest", "train", ".staging"]
+    assert told["harvest"]["count"] == 2
+    manifests = sum((one.folder / name).stat().st_size for one in (first, longer) for name in RECORDS)
+    assert told["harvest"]["apparent_bytes"] == 2 * (3 << 20) + manifests
+    assert 3 << 20 <= told["harvest"]["disk_bytes"] < 4 << 20
