@@ -71,7 +71,9 @@ class Run:
     ] = False
     dask: Annotated[
         str | None,
-        Parameter(help="a Dask scheduler whose workers share tokenizing, harvest, survey and analyses: tcp://host:8786"),
+        Parameter(
+            help="a Dask scheduler whose workers share tokenizing, harvest, survey and analyses: tcp://host:8786"
+        ),
     ] = None
     workers: Annotated[int | None, Parameter(help="share them among this many processes of this machine")] = None
     on_bad_document: Annotated[
