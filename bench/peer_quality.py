@@ -1,12 +1,13 @@
 """Quality at equal tokens: ours and other programs' trainers on the same batches: ``python -m bench.peer_quality``.
 
-The demo's store is read once, shuffled, into a file of ``--steps`` batches; SAELens, dictionary_learning and ours
-train on them in that order, with the preset's number of features. Each trains at L1 coefficients of its own, chosen so
-that the curves of explained variance and loss recovered lie over the same L0s, at the preset's learning rate; and the
-others once more at the learning rate that they come with. What a curve has at one L0 is interpolated between the two
-points beside it, linearly in the logarithm of L0, and never extrapolated. Ours is the demo preset's autoencoder without
-its schedules; theirs are their standard trainers, warm-up and resampling off as in ours, everything else (start,
-decoder norm, clipping) as they have it. All are measured by the same code on all held-out prompts.
+The demo's store is read once, shuffled, into a file of ``--steps`` batches; SAELens, dictionary_learning, sparsify and
+ours train on them in that order, with the preset's number of features. Each trains at L1 coefficients of its own (of
+sparsify, which is TopK, at several k), chosen so that the curves of explained variance and loss recovered lie over the
+same L0s, at the preset's learning rate; and the others once more at the learning rate that they come with. What a curve
+has at one L0 is interpolated between the two points beside it, linearly in the logarithm of L0, and never extrapolated.
+Ours is the demo preset's autoencoder without its schedules; theirs are their standard trainers (sparsify's loop:
+``bench.peers.peer_sparsify``), warm-up and resampling off as in ours, everything else (start, decoder norm, clipping)
+as they have it. All are measured by the same code on all held-out prompts.
 
 ``--points`` trains those alone, and puts them among the results that are there, of the same setting; ``--plots`` draws
 the results into docs/images, and trains nothing. Writes ``bench/results/peer_quality.json``; makes the demo's harvest
@@ -19,6 +20,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -46,21 +48,21 @@ from storage.artifact import Artifact
 from storage.reader import BatchOrder, ShardReader
 
 OURS = "sparsemill"
-PEERS = {"SAELens": "saelens", "dictionary_learning": "dictionary_learning"}
+PEERS = {"SAELens": "saelens", "dictionary_learning": "dictionary_learning", "sparsify": "sparsify"}
 POINTS = (
     "sparsemill=0.5,0.7,1,1.4,2", "SAELens=0.5,0.7,1", "dictionary_learning=0.2,0.5,1",
-    "SAELens@3e-4=1", "dictionary_learning@1e-3=0.5",
+    "sparsify=20,40", "SAELens@3e-4=1", "dictionary_learning@1e-3=0.5", "sparsify@4e-4=40",
 )  # fmt: skip
-"""Coefficients of each, and after an @ the learning rate that it comes with."""
+"""Coefficients of each, and after an @ the learning rate that it comes with (of sparsify, for so many features)."""
 AT_L0S = (20, 40)
 START_ROWS = 8192
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c")
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
 QUALITIES = {"fve": "explained variance", "loss_recovered": "loss recovered"}
 SETTING = ("activations", "preset", "steps", "seed", "batch_rows", "d_in", "d_sae", "held_out_prompts", "peers")
 
 
 class Point(NamedTuple):
-    """One training: whose, at which L1 coefficient (per token) and learning rate."""
+    """One training: whose, at which L1 coefficient (per token; of sparsify, k) and learning rate."""
 
     program: str
     l1_coeff: float
@@ -100,16 +102,32 @@ def ours(config: TrainerConfig, rows: npt.NDArray[np.float16], mean: torch.Tenso
     return trainer.autoencoder
 
 
-def theirs(peer: Peer, config: TrainerConfig, d_in: int, rows: Path, threads: int) -> Autoencoder:
-    peer.ask(
-        "start", d_in=d_in, d_sae=config.d_sae, l1=config.l1_coeff, learning_rate=config.learning_rate,
-        batch_rows=config.batch_rows, steps=config.steps, rows=str(rows), threads=threads,
-    )  # fmt: skip
-    peer.ask("step", times=config.steps)
+@dataclass(frozen=True)
+class TopK(Autoencoder):
+    """An autoencoder of which a row's k largest features count."""
+
+    k: int = 0
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        feature_acts = super().encode(x)
+        values, places = feature_acts.topk(self.k, dim=-1)
+        return torch.zeros_like(feature_acts).scatter(-1, places, values)
+
+
+def theirs(program: str, config: TrainerConfig, d_in: int, rows: Path, threads: int) -> Autoencoder:
+    k = int(config.l1_coeff) if program == "sparsify" else None
+    own = {"l1": config.l1_coeff, "steps": config.steps} if k is None else {"k": k}
     weights = rows.with_name("weights.npz")
-    peer.ask("save", path=str(weights))
+    with Peer(PEERS[program], threads) as peer:
+        peer.ask(
+            "start", d_in=d_in, d_sae=config.d_sae, learning_rate=config.learning_rate, batch_rows=config.batch_rows,
+            rows=str(rows), threads=threads, **own,
+        )  # fmt: skip
+        peer.ask("step", times=config.steps)
+        peer.ask("save", path=str(weights))
     found = {name: torch.from_numpy(array) for name, array in np.load(weights).items()}
-    return Autoencoder(found["W_enc"], found["b_enc"], found["W_dec"], found["b_dec"])
+    tensors = (found["W_enc"], found["b_enc"], found["W_dec"], found["b_dec"])
+    return Autoencoder(*tensors) if k is None else TopK(*tensors, k=k)
 
 
 def train(points: Sequence[Point], base: TrainerConfig, activations: Artifact, order: BatchOrder,
@@ -122,14 +140,13 @@ def train(points: Sequence[Point], base: TrainerConfig, activations: Artifact, o
         write_batches(reader, order, base.steps, path)
         rows, mean = np.load(path, mmap_mode="r"), torch.from_numpy(mean_activation(activations))
         for point in points:
-            say(f"{point.program}, L1 coefficient {point.l1_coeff:g}, learning rate {point.learning_rate:g}")
+            say(f"{point.program}, L1 coefficient (or k) {point.l1_coeff:g}, learning rate {point.learning_rate:g}")
             load = os.getloadavg()[0]
             config = base.model_copy(update={"l1_coeff": point.l1_coeff, "learning_rate": point.learning_rate})
             if point.program == OURS:
                 sae = ours(config, rows, mean, threads)
             else:
-                with Peer(PEERS[point.program], threads) as peer:
-                    sae = theirs(peer, config, reader.d_in, path, threads)
+                sae = theirs(point.program, config, reader.d_in, path, threads)
             runs.append(point._asdict() | quality.of(sae) | {"load": (load, os.getloadavg()[0])})
             say(f"  {runs[-1]}")
     return runs
@@ -199,7 +216,7 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
         ]
         for run in figures["runs"]
     ]
-    header = ["", "learning rate", "L1 coefficient", "L0", *QUALITIES.values(), "cross-entropy"]
+    header = ["", "learning rate", "L1 coefficient, or k", "L0", *QUALITIES.values(), "cross-entropy"]
     at_one = [
         [name]
         + [

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import peer_quality, peer_steps, peer_stores, tables
 from bench.peers import environments
@@ -68,7 +69,7 @@ def test_quality_at_one_l0_is_interpolated_in_its_logarithm_and_never_extrapolat
     assert peer_quality.at_l0(runs, 41, "fve") is None
     shown = peer_quality.tables(quality(*runs, run("SAELens", 1, 30)))["at-one-l0"]
     assert "| sparsemill | 0.6000 | 0.8000 | 60.00% | 80.00% |" in shown
-    assert shown.count("not reached") == 8
+    assert shown.count("not reached") == 12
 
 
 def test_the_curves_leave_out_other_learning_rates():
@@ -129,3 +130,9 @@ def test_an_environment_whose_installation_broke_off_is_made_anew(tmp_path: Path
     monkeypatch.setitem(environments.REQUIREMENTS, "saelens", ["sae-lens>=7,<8"])
     environments.python_of("saelens", tmp_path)
     assert len(ran) == 9
+
+
+def test_a_topk_autoencoder_keeps_the_largest_features_of_each_row():
+    sae = peer_quality.TopK(torch.eye(4), torch.zeros(4), torch.eye(4), torch.zeros(4), k=2)
+    rows = torch.tensor([[1.0, 4.0, -5.0, 3.0], [-1.0, 2.0, -3.0, -4.0]])
+    assert torch.equal(sae.encode(rows), torch.tensor([[0.0, 4, 0, 3], [0, 2, 0, 0]]))
