@@ -95,11 +95,15 @@ class Command:
         self._began = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
-            os.setsid()
-            for number, (read, write) in enumerate(pipes, start=1):
-                os.dup2(write, number)
-                os.close(read)
-            os._exit(_command(self.arguments, self.fault, self.remote))
+            code = 128 + signal.SIGINT  # which may come before the command has begun to listen
+            try:
+                os.setsid()
+                for number, (read, write) in enumerate(pipes, start=1):
+                    os.dup2(write, number)
+                    os.close(read)
+                code = _command(self.arguments, self.fault, self.remote)
+            finally:
+                os._exit(code)  # whatever happens: what follows is the parent's
         for _, write in pipes:
             os.close(write)
         self._said = {read: bytearray() for read, _ in pipes}
