@@ -1,6 +1,6 @@
 """The tokenize stage beside ``tokenizers``' own ``encode_batch_fast``, same cores: ``python -m bench.tokenizing``.
 
-The text is the standard library's, in documents of 3,000 characters (C4's mean is about 2,200), sixteen times over,
+The text is the standard library's, in documents of 3,000 characters (C4's mean is about 2,200), eight times over,
 each time with another first line, so that no two are equal; in a .jsonl.gz. In turn, round after round, each with a
 tokenizer of its own that has cached no words: ``encode_batch_fast`` over texts that lie in memory, with its own
 threads, ids thrown away; the stage's encoder alone, ids as arrays; and the whole stage, which inflates, parses, hashes,
@@ -45,7 +45,7 @@ from storage.manifest import Spec
 from storage.staging import Staging
 
 BATCH = 1000  # documents, as datasets.map gives them
-LENGTH, COPIES = 3000, 16
+LENGTH, COPIES = 3000, 8
 LONG_CHARACTERS = {"stage_alone": 100_000_000, "library_alone": 10_000_000}
 NAMES = {
     "encode_batch_fast": "`encode_batch_fast`, texts in memory, ids thrown away",
