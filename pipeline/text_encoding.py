@@ -35,7 +35,7 @@ PIECE_CHARACTERS = 1 << 18
 MOST_AHEAD_CHARACTERS = 1 << 22  # half a second of one core: what is encoded while a round is written
 _CHARACTERS_A_CALL = 1 << 17
 _BLOCK_IDS = 1 << 23  # 32 MiB, which goes back to the system when let go, as small arrays among others do not
-_WORDS_REMEMBERED = 1 << 18  # some tens of MB
+_WORDS_REMEMBERED = 1 << 18
 _CONTEXT = 256
 _CUT = re.compile(r"(?<=\S)(?=\s\S)")
 _MOST_CUTS_TRIED = 32
